@@ -1,0 +1,84 @@
+"""Driver errors become ours here and nowhere else: by SQLSTATE and by constraint name, never by message text.
+
+Below: asyncpg. Above: `pool`. A domain that wants a constraint to mean something names it in CONSTRAINTS.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+
+import asyncpg
+
+from rag.errors import (
+    BulkheadError,
+    Conflict,
+    FenceLost,
+    InvalidInput,
+    NotFound,
+    Revoked,
+    SealRefused,
+    TaskNotCancelable,
+    Unavailable,
+)
+
+__all__ = ["translated"]
+
+_log = logging.getLogger(__name__)
+
+CONSTRAINTS: Mapping[str, tuple[type[BulkheadError], str]] = {
+    "tenant_name_unique": (Conflict, "a tenant of that name exists"),
+    "tenant_name_form": (InvalidInput, "a tenant's name is 1 to 63 characters of a-z, 0-9 and -, not starting with -"),
+    "tenant_tier_known": (InvalidInput, "the tier is free, pro or enterprise"),
+    "document_source_length": (InvalidInput, "a source is 1 to 1024 characters long"),
+    "document_title_length": (InvalidInput, "a title is 1 to 512 characters long"),
+    "task_context_length": (InvalidInput, "a contextId is 1 to 256 characters long"),
+    "embedding_chunk": (Conflict, "the chunk is gone"),
+    "task_event_task": (NotFound, "there is no such task"),
+    "revocation_tenant_id_fkey": (NotFound, "there is no such tenant"),
+}
+
+
+@contextmanager
+def translated() -> Generator[None]:
+    """Turn what the driver raises inside the block into an error of ours.
+
+    Raises:
+        SealRefused, Revoked: The database refused the tenant context (SQLSTATE 42501).
+        FenceLost, TaskNotCancelable: BH001 and BH002 of the task functions.
+        Unavailable: The connection is gone, the server is starting, or the statement ran into its time limit.
+        BulkheadError: Anything else; the detail goes to the log, without values.
+    """
+    try:
+        yield
+    except asyncpg.PostgresError as exc:
+        raise _of(exc) from exc
+    except (asyncpg.InterfaceError, OSError, TimeoutError) as exc:
+        raise Unavailable("the database is not reachable; try again") from exc
+
+
+def _of(exc: asyncpg.PostgresError) -> BulkheadError:
+    constraint = str(getattr(exc, "constraint_name", None) or "")
+    if constraint in CONSTRAINTS:
+        kind, message = CONSTRAINTS[constraint]
+        return kind(message)
+    match str(getattr(exc, "sqlstate", "")):
+        case "42501":
+            return Revoked() if getattr(exc, "detail", None) == "revoked" else SealRefused()
+        case "BH001":
+            return FenceLost()
+        case "BH002":
+            return TaskNotCancelable()
+        case "57014":
+            return Unavailable("the database took too long; try again")
+        case "40001" | "40P01" | "55P03":
+            return Unavailable("the database was busy; try again")
+        case "22021" | "22P05" | "22P02":
+            return InvalidInput("the text holds a character that cannot be stored, such as NUL")
+        case state if state.startswith(("08", "53", "57")):
+            return Unavailable("the database is not reachable; try again")
+        case state:
+            # NOTE: neither the driver's message nor its detail is logged: both may quote stored text.
+            _log.error("database error %s (%s)", state, constraint or type(exc).__name__)
+            return BulkheadError()

@@ -1,0 +1,25 @@
+"""Refuse to serve as a role that could step over the wall (tenancy.md 2). Run by every process before it listens."""
+
+from __future__ import annotations
+
+from rag.db.pool import Database
+from rag.errors import Misconfigured
+from sql import load_queries
+
+__all__ = ["check_role"]
+
+_QUERIES = load_queries("gates")
+
+
+async def check_role(database: Database) -> None:
+    """Return only if this login is harmless.
+
+    Raises:
+        Misconfigured: It is superuser, has BYPASSRLS, may create roles or databases, replicates, owns a table, is a
+            member of another role, may TRUNCATE or reference a tenant table, or has CREATE or TEMP anywhere.
+    """
+    async with database.unsafe_unscoped(reason="the gate looks at the catalogue only") as session:
+        powers = await session.fetch(_QUERIES["excessive_powers"])
+    if powers:
+        listed = "; ".join(str(row["power"]) for row in powers)
+        raise Misconfigured(f"the database login is too powerful to serve tenants ({listed}); use the app role")

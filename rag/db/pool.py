@@ -1,0 +1,237 @@
+"""Connections to PostgreSQL, and the one way to a tenant's rows: a verified Principal opens a session.
+
+    async with database.tenant(principal) as session:      # one transaction, context sealed and checked at its start
+        rows = await session.fetch(QUERIES["list_documents"], limit=20)
+
+Above: every domain's store. Below: asyncpg, which nothing else imports. Nothing about a tenant survives on a pooled
+connection: the context is local to the transaction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, cast
+
+import anyio
+import asyncpg
+import orjson
+from opentelemetry import trace
+from pgvector.asyncpg import register_vector  # pyright: ignore[reportMissingTypeStubs]
+
+from rag.db.faults import translated
+from rag.errors import BulkheadError
+from rag.identity.principal import Principal
+from rag.identity.seal import Sealer
+from sql import Query
+
+__all__ = ["Database", "Row", "Session", "open_database"]
+
+Row = Mapping[str, Any]
+STATEMENT_TIMEOUT_MS = 15_000
+CONNECT_TIMEOUT_S = 10.0
+IDLE_IN_TRANSACTION_TIMEOUT_MS = 60_000
+_OPEN = "select rag.open_context_v1($1)"
+_tracer = trace.get_tracer("bulkhead.db")
+
+
+class Session:
+    """One transaction. Queries are named and come from sql/queries; parameters are always bound."""
+
+    __slots__ = ("_connection",)
+
+    def __init__(self, connection: asyncpg.Connection) -> None:
+        """Wrap a connection whose transaction has begun and whose context is sealed."""
+        self._connection = connection
+
+    async def fetch(self, query: Query, **parameters: object) -> list[Row]:
+        """Return all rows.
+
+        Raises:
+            BulkheadError: As `faults.translated` says.
+        """
+        with _statement(query), translated():
+            return cast("list[Row]", await self._connection.fetch(query.text, *_bound(query, parameters)))
+
+    async def fetch_one(self, query: Query, **parameters: object) -> Row | None:
+        """Return the first row, or None.
+
+        Raises:
+            BulkheadError: As `faults.translated` says.
+        """
+        with _statement(query), translated():
+            return cast("Row | None", await self._connection.fetchrow(query.text, *_bound(query, parameters)))
+
+    async def fetch_value(self, query: Query, **parameters: object) -> Any:
+        """Return the first column of the first row, or None.
+
+        Raises:
+            BulkheadError: As `faults.translated` says.
+        """
+        with _statement(query), translated():
+            return await self._connection.fetchval(query.text, *_bound(query, parameters))
+
+    async def execute_many(self, query: Query, rows: Sequence[Mapping[str, object]]) -> None:
+        """Run the statement once per row, in one batch.
+
+        Raises:
+            BulkheadError: As `faults.translated` says.
+        """
+        with _statement(query), translated():
+            await self._connection.executemany(query.text, [_bound(query, row) for row in rows])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Database:
+    """A pool and the sealer that opens sessions on it. Built by `open_database`."""
+
+    pool: asyncpg.Pool
+    sealer: Sealer | None
+    dsn: str
+
+    def seal(self, principal: Principal) -> str:
+        """Return the sealed context of `principal`, for the one statement that takes it as an argument."""
+        if self.sealer is None:
+            raise BulkheadError("this connection opens no tenant sessions")
+        return self.sealer.seal(principal)
+
+    @asynccontextmanager
+    async def tenant(self, principal: Principal) -> AsyncGenerator[Session]:
+        """Open a transaction as `principal`: committed when the block ends well, rolled back when it raises.
+
+        Raises:
+            SealRefused, Revoked: The database does not accept the principal (any more).
+            Unavailable: No connection is to be had.
+        """
+        async with self.sealed(self.seal(principal)) as session:
+            yield session
+
+    @asynccontextmanager
+    async def sealed(self, seal: str) -> AsyncGenerator[Session]:
+        """Open a transaction under a seal that a queue function minted: for work without a caller.
+
+        Raises:
+            SealRefused, Revoked, Unavailable: As `tenant`.
+        """
+        async with self._transaction() as connection:
+            with translated():
+                await connection.execute(_OPEN, seal)
+            yield Session(connection)
+
+    async def fetch_sealed(self, query: Query, principal: Principal, /, **parameters: object) -> list[Row]:
+        """Run one function call that opens the context itself, its parameter `{context}`, and return its rows.
+
+        One round trip: the call is its own transaction, at whose end the context is gone.
+
+        Raises:
+            SealRefused, Revoked, Unavailable: As `tenant`.
+        """
+        context = self.seal(principal)
+        with translated():
+            connection = await self.pool.acquire(timeout=CONNECT_TIMEOUT_S)
+        try:
+            with _statement(query), translated():
+                bound = _bound(query, {**parameters, "context": context})
+                return cast("list[Row]", await connection.fetch(query.text, *bound))
+        finally:
+            await self.pool.release(connection)
+
+    @asynccontextmanager
+    async def unsafe_unscoped(self, *, reason: str) -> AsyncGenerator[Session]:
+        """Open a transaction without any tenant. Row-level security then refuses every tenant table.
+
+        For queue functions, gates and operators only; tests/isolation lists each caller. `reason` is for the reader.
+        """
+        del reason
+        async with self._transaction() as connection:
+            yield Session(connection)
+
+    @asynccontextmanager
+    async def _transaction(self) -> AsyncGenerator[asyncpg.Connection]:
+        with translated():
+            connection = await self.pool.acquire(timeout=CONNECT_TIMEOUT_S)
+        try:
+            with translated():
+                transaction = connection.transaction()
+                await transaction.start()
+            try:
+                yield cast("asyncpg.Connection", connection)
+            except BaseException:
+                # shielded: a cancelled request must not leave its transaction to the pool's reset
+                with anyio.CancelScope(shield=True):
+                    if not connection.is_closed():
+                        with translated():
+                            await transaction.rollback()
+                raise
+            with translated():
+                await transaction.commit()
+        finally:
+            await self.pool.release(connection)
+
+
+@asynccontextmanager
+async def open_database(
+    dsn: str, *, sealer: Sealer | None, pool_size: int, application: str
+) -> AsyncGenerator[Database]:
+    """Open a pool of up to `pool_size` connections; closed when the block ends.
+
+    Raises:
+        Unavailable: The server does not accept connections.
+    """
+    with translated():
+        pool = await asyncpg.create_pool(
+            dsn,
+            min_size=1,
+            max_size=pool_size,
+            timeout=CONNECT_TIMEOUT_S,
+            init=_prepare,
+            server_settings={
+                "application_name": application,
+                "statement_timeout": str(STATEMENT_TIMEOUT_MS),
+                "idle_in_transaction_session_timeout": str(IDLE_IN_TRANSACTION_TIMEOUT_MS),
+                "timezone": "UTC",
+                # The largest statements run for milliseconds; compiling them would take longer than running them.
+                "jit": "off",
+            },
+        )
+    try:
+        yield Database(pool=pool, sealer=sealer, dsn=dsn)
+    finally:
+        await pool.close()
+
+
+async def _prepare(connection: asyncpg.Connection) -> None:
+    await connection.set_type_codec(
+        "jsonb",
+        schema="pg_catalog",
+        encoder=_encode_jsonb,
+        decoder=_decode_jsonb,
+        format="binary",
+    )
+    await register_vector(connection)
+
+
+def _encode_jsonb(value: object) -> bytes:
+    return b"\x01" + orjson.dumps(value)  # the leading byte is the version of jsonb's binary format
+
+
+def _decode_jsonb(data: bytes) -> Any:
+    return orjson.loads(data[1:])
+
+
+def _bound(query: Query, parameters: Mapping[str, object]) -> list[object]:
+    if set(parameters) != set(query.parameters):
+        raise TypeError(f"{query.name} takes {query.parameters}, not {tuple(parameters)}")
+    return [parameters[name] for name in query.parameters]
+
+
+def _statement(query: Query) -> Any:
+    return _tracer.start_as_current_span(
+        f"sql {query.name}",
+        kind=trace.SpanKind.CLIENT,
+        attributes={"db.system.name": "postgresql", "db.operation.name": query.name},
+        # a driver's message may quote a row
+        record_exception=False,
+        set_status_on_exception=False,
+    )

@@ -1,0 +1,255 @@
+"""Every setting of every process, read once from the environment and passed on as a frozen value.
+
+Ground floor, and the only reader of the environment (ruff bans `os.environ` elsewhere). A value that is missing or
+malformed refuses the start with a message that names the variable; nothing falls back in silence.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from rag.errors import Misconfigured
+
+__all__ = ["Settings"]
+
+DEFAULT_DATA_DIR = Path(".bulkhead")
+DEFAULT_CERTS_DIR = Path("certs")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What a process was told. Built by `Settings.from_env`; change one with `dataclasses.replace`."""
+
+    data_dir: Path = DEFAULT_DATA_DIR
+    """BULKHEAD_DATA_DIR: the embedded database, its secrets and logs."""
+    certs_dir: Path = DEFAULT_CERTS_DIR
+    """BULKHEAD_CERTS_DIR: signing keys, JWKS, development CA."""
+
+    database_url: str | None = None
+    """BULKHEAD_DATABASE_URL: the app role. Unset: the embedded PostgreSQL under `data_dir`."""
+    owner_database_url: str | None = None
+    """BULKHEAD_OWNER_DATABASE_URL: migrations only."""
+    maintenance_database_url: str | None = None
+    """BULKHEAD_MAINTENANCE_DATABASE_URL: tenants, revocation, background upkeep."""
+    admin_database_url: str | None = None
+    """BULKHEAD_ADMIN_DATABASE_URL: an administrator, with whom `bulkhead migrate` creates roles; no server's."""
+    seal_keys_file: Path | None = None
+    """BULKHEAD_SEAL_KEYS_FILE: JSON {"active": kid, "keys": {kid: base64}}; at most two keys."""
+    redis_url: str | None = None
+    """BULKHEAD_REDIS_URL: shared limits and caches. Unset: per process."""
+    pool_size: int = 8
+    """BULKHEAD_POOL_SIZE: database connections per process."""
+
+    token: str | None = None
+    """BULKHEAD_TOKEN: what the command line presents instead of minting a token itself."""
+    issuer: str = "https://bulkhead.localhost"
+    """BULKHEAD_ISSUER: the `iss` that tokens must carry."""
+    mcp_host: str = "127.0.0.1"
+    mcp_port: int = 8080
+    """BULKHEAD_MCP_HOST, BULKHEAD_MCP_PORT."""
+    a2a_host: str = "127.0.0.1"
+    a2a_port: int = 8082
+    """BULKHEAD_A2A_HOST, BULKHEAD_A2A_PORT."""
+    mcp_public_url: str | None = None
+    """BULKHEAD_MCP_URL: where clients and the worker reach the MCP endpoint, such as https://mcp.example.com/mcp."""
+    a2a_public_url: str | None = None
+    """BULKHEAD_A2A_URL: the base URL that the agent card advertises."""
+    tls_certificate: Path | None = None
+    tls_key: Path | None = None
+    """BULKHEAD_TLS_CERTIFICATE, BULKHEAD_TLS_KEY: PEM files; both or neither."""
+    ca_certificate: Path | None = None
+    """BULKHEAD_CA_CERTIFICATE: PEM bundle that our own clients trust besides the system's."""
+
+    embeddings_url: str | None = None
+    """BULKHEAD_EMBEDDINGS_URL: an OpenAI-compatible base URL ending in /v1. Unset: MiniLM on the CPU."""
+    embeddings_model: str = "all-MiniLM-L6-v2"
+    embeddings_dimension: int = 384
+    embeddings_api_key: str | None = None
+    """BULKHEAD_EMBEDDINGS_MODEL, _DIMENSION, _API_KEY."""
+    embedder_threads: int = 1
+    """BULKHEAD_EMBEDDER_THREADS: CPU threads of the local model in this process."""
+
+    llm_url: str | None = None
+    """BULKHEAD_LLM_URL: an OpenAI-compatible base URL ending in /v1 (vLLM). Unset: extractive answers, labelled so."""
+    llm_model: str | None = None
+    llm_api_key: str | None = None
+    """BULKHEAD_LLM_MODEL, BULKHEAD_LLM_API_KEY."""
+
+    worker_slots: int = 4
+    """BULKHEAD_WORKER_SLOTS: tasks that one worker process runs at a time."""
+    lease_s: float = 6.0
+    """BULKHEAD_LEASE_SECONDS: how long a silent worker keeps a task (a2a.md measured take-over in 5-6 s with 6)."""
+    request_limit_per_minute: int = 1200
+    """BULKHEAD_REQUEST_LIMIT: MCP and A2A requests per tenant and minute."""
+    log_level: str = "INFO"
+    """BULKHEAD_LOG_LEVEL."""
+    otlp_endpoint: str | None = None
+    """OTEL_EXPORTER_OTLP_ENDPOINT: base URL of an OTLP/HTTP collector. Unset: spans are not exported."""
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str]) -> Settings:
+        """Read the settings out of `environ` (usually the process environment).
+
+        A secret may also come as a file: NAME_FILE names it, for every NAME in SECRETS (Docker and Kubernetes secrets).
+
+        Raises:
+            Misconfigured: A variable is malformed, contradicts another, or starts with BULKHEAD_ and is unknown.
+        """
+        environ = _with_files(environ)
+        unknown = sorted(name for name in environ if name.startswith("BULKHEAD_") and name not in _VARIABLES)
+        if unknown:
+            raise Misconfigured(f"unknown setting {unknown[0]}; known: {', '.join(sorted(_VARIABLES))}")
+        values: dict[str, object] = {}
+        types = {field.name: str(field.type) for field in dataclasses.fields(cls)}
+        for variable, field in _VARIABLES.items():
+            text = environ.get(variable, "")
+            if text != "":
+                values[field] = _parse(variable, text, types[field])
+        settings = cls(**values)  # pyright: ignore[reportArgumentType]  # _parse returned each field's declared type
+        settings.check()
+        return settings
+
+    @classmethod
+    def from_process(cls) -> Settings:
+        """Read the settings of this process.
+
+        Raises:
+            Misconfigured: As `from_env`.
+        """
+        return cls.from_env(os.environ)  # noqa: TID251  # the one place that may
+
+    def check(self) -> None:
+        """Refuse combinations that cannot work.
+
+        Raises:
+            Misconfigured: With the variables to change.
+        """
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise Misconfigured("set both BULKHEAD_TLS_CERTIFICATE and BULKHEAD_TLS_KEY, or neither")
+        if self.database_url is not None and self.seal_keys_file is None:
+            raise Misconfigured("BULKHEAD_DATABASE_URL needs BULKHEAD_SEAL_KEYS_FILE (made by `bulkhead migrate`)")
+        if self.llm_url is not None and self.llm_model is None:
+            raise Misconfigured("BULKHEAD_LLM_URL needs BULKHEAD_LLM_MODEL")
+        for variable, url in (
+            ("BULKHEAD_LLM_URL", self.llm_url),
+            ("BULKHEAD_EMBEDDINGS_URL", self.embeddings_url),
+            ("BULKHEAD_MCP_URL", self.mcp_public_url),
+            ("BULKHEAD_A2A_URL", self.a2a_public_url),
+        ):
+            if url is not None and urlsplit(url).scheme not in {"http", "https"}:
+                raise Misconfigured(f"{variable} must be an http or https URL")
+        for variable, number in (
+            ("BULKHEAD_POOL_SIZE", self.pool_size),
+            ("BULKHEAD_EMBEDDINGS_DIMENSION", self.embeddings_dimension),
+            ("BULKHEAD_WORKER_SLOTS", self.worker_slots),
+            ("BULKHEAD_LEASE_SECONDS", self.lease_s),
+            ("BULKHEAD_REQUEST_LIMIT", self.request_limit_per_minute),
+        ):
+            if number <= 0:
+                raise Misconfigured(f"{variable} must be greater than 0")
+
+    @property
+    def scheme(self) -> str:
+        """`https` when the servers hold a certificate."""
+        return "https" if self.tls_certificate else "http"
+
+    @property
+    def mcp_url(self) -> str:
+        """Where the MCP endpoint is reached."""
+        return self.mcp_public_url or f"{self.scheme}://{self.mcp_host}:{self.mcp_port}/mcp"
+
+    @property
+    def a2a_url(self) -> str:
+        """The A2A server's base URL, without a trailing slash."""
+        return (self.a2a_public_url or f"{self.scheme}://{self.a2a_host}:{self.a2a_port}").rstrip("/")
+
+    def to_env(self) -> dict[str, str]:
+        """Return the environment that makes a child process read these same settings."""
+        out: dict[str, str] = {}
+        for variable, field in _VARIABLES.items():
+            value = getattr(self, field)
+            if value is not None:
+                out[variable] = str(value.resolve()) if isinstance(value, Path) else str(value)
+        return out
+
+
+_VARIABLES: dict[str, str] = {
+    "BULKHEAD_DATA_DIR": "data_dir",
+    "BULKHEAD_CERTS_DIR": "certs_dir",
+    "BULKHEAD_DATABASE_URL": "database_url",
+    "BULKHEAD_OWNER_DATABASE_URL": "owner_database_url",
+    "BULKHEAD_MAINTENANCE_DATABASE_URL": "maintenance_database_url",
+    "BULKHEAD_ADMIN_DATABASE_URL": "admin_database_url",
+    "BULKHEAD_SEAL_KEYS_FILE": "seal_keys_file",
+    "BULKHEAD_REDIS_URL": "redis_url",
+    "BULKHEAD_POOL_SIZE": "pool_size",
+    "BULKHEAD_TOKEN": "token",
+    "BULKHEAD_ISSUER": "issuer",
+    "BULKHEAD_MCP_HOST": "mcp_host",
+    "BULKHEAD_MCP_PORT": "mcp_port",
+    "BULKHEAD_A2A_HOST": "a2a_host",
+    "BULKHEAD_A2A_PORT": "a2a_port",
+    "BULKHEAD_MCP_URL": "mcp_public_url",
+    "BULKHEAD_A2A_URL": "a2a_public_url",
+    "BULKHEAD_TLS_CERTIFICATE": "tls_certificate",
+    "BULKHEAD_TLS_KEY": "tls_key",
+    "BULKHEAD_CA_CERTIFICATE": "ca_certificate",
+    "BULKHEAD_EMBEDDINGS_URL": "embeddings_url",
+    "BULKHEAD_EMBEDDINGS_MODEL": "embeddings_model",
+    "BULKHEAD_EMBEDDINGS_DIMENSION": "embeddings_dimension",
+    "BULKHEAD_EMBEDDINGS_API_KEY": "embeddings_api_key",
+    "BULKHEAD_EMBEDDER_THREADS": "embedder_threads",
+    "BULKHEAD_LLM_URL": "llm_url",
+    "BULKHEAD_LLM_MODEL": "llm_model",
+    "BULKHEAD_LLM_API_KEY": "llm_api_key",
+    "BULKHEAD_WORKER_SLOTS": "worker_slots",
+    "BULKHEAD_LEASE_SECONDS": "lease_s",
+    "BULKHEAD_REQUEST_LIMIT": "request_limit_per_minute",
+    "BULKHEAD_LOG_LEVEL": "log_level",
+    "OTEL_EXPORTER_OTLP_ENDPOINT": "otlp_endpoint",
+}
+
+
+SECRETS = frozenset(
+    {
+        "BULKHEAD_DATABASE_URL",
+        "BULKHEAD_OWNER_DATABASE_URL",
+        "BULKHEAD_MAINTENANCE_DATABASE_URL",
+        "BULKHEAD_ADMIN_DATABASE_URL",
+        "BULKHEAD_REDIS_URL",
+        "BULKHEAD_TOKEN",
+        "BULKHEAD_EMBEDDINGS_API_KEY",
+        "BULKHEAD_LLM_API_KEY",
+    }
+)
+
+
+def _with_files(environ: Mapping[str, str]) -> dict[str, str]:
+    values = dict(environ)
+    for variable in SECRETS:
+        path = values.pop(f"{variable}_FILE", "")
+        if not path:
+            continue
+        if values.get(variable):
+            raise Misconfigured(f"set {variable} or {variable}_FILE, not both")
+        try:
+            values[variable] = Path(path).read_text(encoding="utf-8").strip()
+        except (OSError, ValueError) as exc:
+            raise Misconfigured(f"the file that {variable}_FILE names cannot be read") from exc
+    return values
+
+
+def _parse(variable: str, text: str, declared: str) -> object:
+    try:
+        if declared == "int":
+            return int(text)
+        if declared == "float":
+            return float(text)
+    except ValueError as exc:
+        raise Misconfigured(f"{variable} must be a number, not {text!r}") from exc
+    return Path(text) if declared.startswith("Path") else text

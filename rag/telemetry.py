@@ -1,0 +1,115 @@
+"""Traces and logs, set up once per process (ADR: spans go out by OTLP/HTTP only where an endpoint is configured).
+
+Ground floor, below identity. Span attributes and log fields name tenants and tasks by id and never hold document text,
+a token or a key: what is logged here is what an operator may read.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+import orjson
+from opentelemetry import context as otel_context
+from opentelemetry import propagate, trace
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+from rag.settings import Settings
+
+__all__ = ["carried_from", "carrier", "log_fields", "telemetry"]
+
+_FIELDS: ContextVar[Mapping[str, str]] = ContextVar("bulkhead_log_fields", default={})  # noqa: B039  # never mutated
+
+
+@contextmanager
+def telemetry(settings: Settings, *, service: str) -> Generator[None]:
+    """Log JSON lines to stderr and, with an endpoint configured, export spans; flushed when the block ends."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_JsonLines(service))
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(settings.log_level.upper())
+    for noisy in ("httpx", "httpcore", "httpx2", "httpcore2", "mcp", "a2a", "uvicorn.access", "asyncio"):
+        # a2a logs request bodies at DEBUG and parameters at ERROR: document text must not reach a log
+        logging.getLogger(noisy).setLevel(logging.CRITICAL if noisy == "a2a" else logging.WARNING)
+    if settings.otlp_endpoint is None:
+        yield
+        return
+    provider = TracerProvider(resource=Resource.create({"service.name": service, "service.namespace": "bulkhead"}))
+    exporter = OTLPSpanExporter(endpoint=settings.otlp_endpoint.rstrip("/") + "/v1/traces")
+    provider.add_span_processor(BatchSpanProcessor(exporter, schedule_delay_millis=500))
+    trace.set_tracer_provider(provider)
+    try:
+        yield
+    finally:
+        provider.shutdown()
+
+
+@contextmanager
+def log_fields(**fields: str) -> Generator[None]:
+    """Add fields, such as `tenant` and `task`, to every log line and to the current span inside the block."""
+    trace.get_current_span().set_attributes({f"bulkhead.{name}": value for name, value in fields.items()})
+    token = _FIELDS.set({**_FIELDS.get(), **fields})
+    try:
+        yield
+    finally:
+        _FIELDS.reset(token)
+
+
+def carrier() -> dict[str, str]:
+    """Return the current trace context as W3C headers, to be sent or stored with work that goes on elsewhere."""
+    headers: dict[str, str] = {}
+    propagate.inject(headers)
+    return headers
+
+
+@contextmanager
+def carried_from(headers: Mapping[str, str]) -> Generator[None]:
+    """Continue, inside the block, the trace that `headers` (W3C) carry; without one, start afresh."""
+    token = otel_context.attach(propagate.extract(headers))
+    try:
+        yield
+    finally:
+        otel_context.detach(token)
+
+
+class _JsonLines(logging.Formatter):
+    """One JSON object a line: time, level, service, logger, message, trace and span id, the context's fields."""
+
+    def __init__(self, service: str) -> None:
+        super().__init__()
+        self._service = service
+
+    def format(self, record: logging.LogRecord) -> str:
+        span = trace.get_current_span().get_span_context()
+        line: dict[str, object] = {
+            "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S") + f".{int(record.msecs):03}",
+            "level": record.levelname,
+            "service": self._service,
+            "logger": record.name,
+            "message": record.getMessage(),
+            **_FIELDS.get(),
+        }
+        if span.is_valid:
+            line["trace_id"] = f"{span.trace_id:032x}"
+            line["span_id"] = f"{span.span_id:016x}"
+        if record.exc_info and record.exc_info[0] is not None:
+            # NOTE: the type and the place only: an exception's text may quote a row or a request.
+            line["error"] = record.exc_info[0].__name__
+            line["at"] = _place(record)
+        return orjson.dumps(line).decode()
+
+
+def _place(record: logging.LogRecord) -> str:
+    traceback = record.exc_info[2] if record.exc_info else None
+    while traceback is not None and traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    if traceback is None:
+        return ""
+    return f"{traceback.tb_frame.f_globals.get('__name__', '?')}:{traceback.tb_lineno}"

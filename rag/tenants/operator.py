@@ -1,0 +1,119 @@
+"""What an operator does to tenants: create, list, find, revoke. Runs as the maintenance login, never in a server.
+
+Below: `rag.db`. Above: the CLI. A server knows its tenant from the sealed context and has no use for this module.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from uuid import UUID
+
+from rag.clock import Clock, system_clock
+from rag.db.pool import Database, Row
+from rag.errors import NotFound
+from sql import load_queries
+
+__all__ = ["Operator", "Tenant", "Tier"]
+
+_QUERIES = load_queries("tenants")
+_REASON = "the maintenance login administers all tenants"
+
+
+class Tier(StrEnum):
+    """What a tenant has booked."""
+
+    FREE = "free"
+    PRO = "pro"
+    ENTERPRISE = "enterprise"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tenant:
+    """One tenant as the operator sees it."""
+
+    tenant_id: UUID
+    name: str
+    tier: Tier
+    language: str
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Operator:
+    """The maintenance login's verbs."""
+
+    database: Database
+    clock: Clock = system_clock
+
+    async def create_tenant(self, name: str, *, tier: Tier = Tier.FREE, language: str = "english") -> Tenant:
+        """Add a tenant. `language` is a PostgreSQL text search configuration.
+
+        Raises:
+            Conflict: A tenant of that name exists.
+            InvalidInput: The name is not of the form a-z, 0-9 and -, at most 63 characters.
+        """
+        async with self.database.unsafe_unscoped(reason=_REASON) as session:
+            row = await session.fetch_one(
+                _QUERIES["create_tenant"], name=name, tier=tier.value, language=f"pg_catalog.{language}"
+            )
+        assert row is not None
+        return _tenant(row)
+
+    async def list_tenants(self) -> list[Tenant]:
+        """Return every tenant, by name."""
+        async with self.database.unsafe_unscoped(reason=_REASON) as session:
+            return [_tenant(row) for row in await session.fetch(_QUERIES["list_tenants"])]
+
+    async def find_tenant(self, reference: str) -> Tenant:
+        """Return the tenant of that name or id.
+
+        Raises:
+            NotFound: There is none.
+        """
+        async with self.database.unsafe_unscoped(reason=_REASON) as session:
+            row = await session.fetch_one(_QUERIES["find_tenant"], reference=reference)
+        if row is None:
+            raise NotFound(f"there is no tenant {reference!r}; `bulkhead tenant list` shows all")
+        return _tenant(row)
+
+    async def revoke_token(self, tenant_id: UUID, token_id: str) -> None:
+        """End one token (its `jti`), and every token that was exchanged from it, from the next statement on.
+
+        Raises:
+            NotFound: There is no such tenant.
+        """
+        await self._revoke(tenant_id, kind="token", subject=token_id)
+
+    async def revoke_user(self, tenant_id: UUID, subject: str) -> None:
+        """End every token that was issued to `subject` until now.
+
+        Raises:
+            NotFound: There is no such tenant.
+        """
+        await self._revoke(tenant_id, kind="user", subject=subject)
+
+    async def revoke_tenant(self, tenant_id: UUID) -> None:
+        """End every token of the tenant that was issued until now.
+
+        Raises:
+            NotFound: There is no such tenant.
+        """
+        await self._revoke(tenant_id, kind="tenant", subject="")
+
+    async def _revoke(self, tenant_id: UUID, *, kind: str, subject: str) -> None:
+        async with self.database.unsafe_unscoped(reason=_REASON) as session:
+            await session.fetch(
+                _QUERIES["revoke"], tenant_id=tenant_id, kind=kind, subject=subject, before=self.clock()
+            )
+
+
+def _tenant(row: Row) -> Tenant:
+    return Tenant(
+        tenant_id=row["tenant_id"],
+        name=row["name"],
+        tier=Tier(row["tier"]),
+        language=str(row["language"]).removeprefix("pg_catalog."),
+        created_at=row["created_at"],
+    )

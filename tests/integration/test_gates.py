@@ -1,0 +1,53 @@
+"""A server refuses to start as a role that could step over the wall."""
+
+from __future__ import annotations
+
+import asyncpg
+import pytest
+
+from rag.db.gates import check_role
+from rag.db.pool import open_database
+from rag.errors import Misconfigured
+from tests.support.world import World
+
+pytestmark = pytest.mark.anyio
+
+
+async def refused(dsn: str | None) -> str:
+    assert dsn is not None
+    async with open_database(dsn, sealer=None, pool_size=1, application="test") as database:
+        with pytest.raises(Misconfigured) as caught:
+            await check_role(database)
+    return caught.value.message
+
+
+async def test_the_app_role_may_serve(world: World) -> None:
+    async with world.database() as database:
+        await check_role(database)
+
+
+async def test_administrator_owner_and_maintenance_may_not(world: World) -> None:
+    assert "superuser" in await refused(world.superuser_url)
+    assert "owns rag.document" in await refused(world.settings.owner_database_url)
+    assert "member of bulkhead_owner" in await refused(world.settings.maintenance_database_url)
+
+
+@pytest.mark.parametrize(
+    ("grant", "named"),
+    [
+        ("grant truncate on rag.document to bulkhead_app", "truncate on rag.document"),
+        ("grant references on rag.chunk to bulkhead_app", "references on rag.chunk"),
+        ("grant create on schema rag to bulkhead_app", "create in schema rag"),
+        ("grant temp on database {database} to bulkhead_app", "temp in database"),
+        ("grant select on seal.key to bulkhead_app; grant usage on schema seal to bulkhead_app", "reads seal.key"),
+        ("alter table rag.document owner to bulkhead_app", "owns rag.document"),
+    ],
+)
+async def test_one_grant_too_many_is_enough_to_refuse(world: World, grant: str, named: str) -> None:
+    admin = await asyncpg.connect(world.superuser_url)
+    try:
+        database = await admin.fetchval("select current_database()")
+        await admin.execute(grant.replace("{database}", f'"{database}"'))
+    finally:
+        await admin.close()
+    assert named in await refused(world.settings.database_url)

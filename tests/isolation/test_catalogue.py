@@ -1,0 +1,154 @@
+"""The catalogue itself: every tenant table is walled, every grant is on a list, every definer function is named."""
+
+from __future__ import annotations
+
+import asyncpg
+import pytest
+
+from tests.support.world import World
+
+pytestmark = pytest.mark.anyio
+
+WITHOUT_TENANT = {
+    "migration.applied": "the ledger of migrations",
+    "rag.embedding_model": "models belong to the installation",
+    "seal.key": "no grant to anyone; read by seal.verified_context alone",
+}
+QUEUES = {
+    "queue.run": "ids only, no grant: forced row-level security would break the claim (tenancy.md 2)",
+    "queue.embedding": "ids only, no grant",
+}
+GRANTS = {
+    ("bulkhead_app", "rag.tenant"): {"SELECT"},
+    ("bulkhead_app", "rag.embedding_model"): {"SELECT"},
+    ("bulkhead_app", "rag.document"): {"SELECT", "INSERT", "UPDATE", "DELETE"},
+    ("bulkhead_app", "rag.chunk"): {"SELECT", "INSERT", "DELETE"},
+    ("bulkhead_app", "rag.embedding"): {"SELECT", "INSERT", "DELETE"},
+    ("bulkhead_app", "rag.posting"): {"SELECT", "INSERT", "DELETE"},
+    ("bulkhead_app", "rag.tombstone"): {"SELECT", "INSERT"},
+    ("bulkhead_app", "rag.corpus_change"): {"SELECT", "INSERT"},
+    ("bulkhead_app", "rag.task"): {"SELECT", "INSERT", "UPDATE"},
+    ("bulkhead_app", "rag.task_event"): {"SELECT", "INSERT"},
+    ("bulkhead_app", "checkpoint.checkpoints"): {"SELECT", "INSERT", "UPDATE", "DELETE"},
+    ("bulkhead_app", "checkpoint.checkpoint_blobs"): {"SELECT", "INSERT", "UPDATE", "DELETE"},
+    ("bulkhead_app", "checkpoint.checkpoint_writes"): {"SELECT", "INSERT", "UPDATE", "DELETE"},
+    ("bulkhead_maintenance", "rag.tenant"): {"SELECT", "INSERT", "UPDATE"},
+    ("bulkhead_maintenance", "rag.embedding_model"): {"SELECT"},
+    ("bulkhead_maintenance", "seal.revocation"): {"SELECT", "INSERT", "UPDATE"},
+}
+DEFINERS = {
+    "seal.verified_context": "bulkhead_owner",
+    "seal.mint_v1": "bulkhead_owner",
+    "rag.current_tenant": "bulkhead_owner",
+    "rag.current_subject": "bulkhead_owner",
+    "queue.enqueue_embedding_v1": "bulkhead_queue",
+    "queue.claim_embeddings_v1": "bulkhead_queue",
+    "queue.finish_embedding_v1": "bulkhead_queue",
+    "queue.pending_embeddings_v1": "bulkhead_queue",
+    "queue.enqueue_run_v1": "bulkhead_queue",
+    "queue.claim_runs_v1": "bulkhead_queue",
+    "queue.heartbeat_runs_v1": "bulkhead_queue",
+    "queue.release_runs_v1": "bulkhead_queue",
+    "queue.hold_fence_v1": "bulkhead_queue",
+    "queue.lock_run_v1": "bulkhead_queue",
+    "queue.finish_run_v1": "bulkhead_queue",
+}
+OURS = "n.nspname in ('rag', 'seal', 'queue', 'checkpoint', 'migration')"
+
+
+async def rows(world: World, query: str) -> list[asyncpg.Record]:
+    connection = await asyncpg.connect(world.superuser_url)
+    try:
+        return await connection.fetch(query)
+    finally:
+        await connection.close()
+
+
+async def test_every_table_has_a_tenant_and_a_forced_wall_or_is_on_a_list(world: World) -> None:
+    tables = await rows(
+        world,
+        f"""
+        select format('%s.%s', n.nspname, c.relname) as name, c.relrowsecurity, c.relforcerowsecurity,
+            exists (select from pg_attribute a where a.attrelid = c.oid and a.attname = 'tenant_id') as has_tenant,
+            exists (
+                select from pg_policy p
+                where p.polrelid = c.oid and p.polqual is not null and p.polwithcheck is not null
+            ) as walled,
+            exists (select from pg_policy p where p.polrelid = c.oid and (p.polqual is null or p.polwithcheck is null))
+                as half_open
+        from pg_class c join pg_namespace n on n.oid = c.relnamespace
+        where {OURS} and c.relkind in ('r', 'p')
+        """,
+    )
+    assert len(tables) > 50, "partitions are tables too"
+    for table in tables:
+        if table["name"] in WITHOUT_TENANT:
+            assert not table["has_tenant"]
+        elif table["name"] in QUEUES:
+            assert table["has_tenant"]
+            assert not table["relrowsecurity"]
+        else:
+            walled = (table["has_tenant"], table["relrowsecurity"], table["relforcerowsecurity"], table["walled"])
+            assert walled == (True, True, True, True), table["name"]
+            assert not table["half_open"], table["name"]
+
+
+async def test_every_policy_for_the_app_role_compares_with_the_sealed_tenant(world: World) -> None:
+    policies = await rows(
+        world,
+        f"""
+        select c.oid::regclass::text as name, pg_get_expr(p.polqual, c.oid) as reads,
+            pg_get_expr(p.polwithcheck, c.oid) as writes
+        from pg_policy p join pg_class c on c.oid = p.polrelid join pg_namespace n on n.oid = c.relnamespace
+        where {OURS} and (p.polroles = '{{0}}' or 'bulkhead_app'::regrole = any (p.polroles))
+        """,
+    )
+    assert policies
+    for policy in policies:
+        for expression in (policy["reads"], policy["writes"]):
+            assert "".join(expression.split()) == ("(tenant_id=(SELECTrag.current_tenant()AScurrent_tenant))"), policy[
+                "name"
+            ]
+
+
+async def test_grants_are_exactly_the_list(world: World) -> None:
+    granted = await rows(
+        world,
+        f"""
+        select coalesce(r.rolname, 'public') as role, format('%s.%s', n.nspname, c.relname) as name,
+            a.privilege_type as verb
+        from pg_class c join pg_namespace n on n.oid = c.relnamespace
+        cross join lateral aclexplode(c.relacl) a
+        left join pg_roles r on r.oid = a.grantee
+        where {OURS} and c.relkind in ('r', 'p', 'v', 'm') and a.grantee <> c.relowner
+        """,
+    )
+    found: dict[tuple[str, str], set[str]] = {}
+    for row in granted:
+        found.setdefault((row["role"], row["name"]), set()).add(row["verb"])
+    assert found == GRANTS
+
+
+async def test_definer_functions_are_a_short_list_with_an_empty_search_path(world: World) -> None:
+    functions = await rows(
+        world,
+        f"""
+        select format('%s.%s', n.nspname, p.proname) as name, p.proowner::regrole::text as owner,
+            p.proconfig as config, p.prosecdef as definer,
+            exists (select from aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) a where a.grantee = 0)
+                as open_to_public
+        from pg_proc p join pg_namespace n on n.oid = p.pronamespace
+        where {OURS}
+        """,
+    )
+    assert {row["name"]: row["owner"] for row in functions if row["definer"]} == DEFINERS
+    for row in functions:
+        assert not row["open_to_public"], row["name"]
+        assert 'search_path=""' in (row["config"] or []), row["name"]
+
+
+async def test_nobody_can_log_in_as_the_owner_of_the_queues(world: World) -> None:
+    found = await rows(
+        world, "select rolcanlogin, rolsuper, rolbypassrls from pg_roles where rolname = 'bulkhead_queue'"
+    )
+    assert [tuple(row) for row in found] == [(False, False, False)]
