@@ -1,0 +1,1 @@
+"""Models behind ports: embedders, chat servers, the extractive answerer."""

@@ -1,0 +1,59 @@
+"""The values that go into an answerer and come out of one.
+
+Above it: `rag.llm.ports` and the answerers. Below it: nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+__all__ = ["NO_ANSWER", "Answer", "Citation", "Passage", "Usage"]
+
+NO_ANSWER = "The documents found do not answer this question."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Passage:
+    """One chunk of a document, as untrusted as the document."""
+
+    text: str
+    title: str = ""
+    """Of the document, with the heading path if there is one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Citation:
+    """`passages[passage].text[start:end] == quote`, always: a citation that cannot be shown so is dropped."""
+
+    passage: int
+    """Counts from 0 in the order that the answerer was given."""
+    start: int
+    end: int
+    """Offsets in characters."""
+    quote: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """Tokens, as the model server counted them."""
+
+    prompt_tokens: int
+    completion_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """An answer and what it rests on."""
+
+    kind: Literal["extractive", "model"]
+    """`extractive`: sentences copied from the passages, no model wrote anything."""
+    model: str | None
+    text: str
+    citations: tuple[Citation, ...] = ()
+    """In the order of the text, without repetition."""
+    unverified: int = 0
+    """Citations in the text that no words of the passages bear out; they are not among `citations`."""
+    usage: Usage | None = None
+    cut: bool = False
+    """Whether the model was stopped by its token limit."""

@@ -1,0 +1,74 @@
+"""The two ports to models: what embeds and what answers. Everything that needs a model asks for one of these.
+
+Above it: retrieval, the ingest, the workflows. Behind it: `minilm`, `openai_embeddings`; `extractive`, `openai_chat`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rag.llm.chat import Answer, Passage
+
+__all__ = ["Chat", "Embedder", "Emit", "Vectors"]
+
+Vectors = NDArray[np.float32]
+"""Shape (number of texts, dimension); each row has length 1, so that a dot product is a cosine."""
+
+Emit = Callable[[str], Awaitable[None]]
+"""Takes the next piece of an answer's text."""
+
+
+class Embedder(Protocol):
+    """Turns texts into vectors."""
+
+    @property
+    def model(self) -> str:
+        """Name of the model; vectors of different models do not compare."""
+        ...
+
+    @property
+    def dimension(self) -> int:
+        """Length of each vector."""
+        ...
+
+    async def embed(self, texts: Sequence[str]) -> Vectors:
+        """Return one row for each text, in their order; text beyond the model's window is cut off.
+
+        Raises:
+            EmbedderUnavailable: The model cannot be reached or answers nonsense.
+        """
+        ...
+
+    async def aclose(self) -> None:
+        """Let go of what the embedder holds open."""
+        ...
+
+
+class Chat(Protocol):
+    """Answers a question from passages."""
+
+    @property
+    def model(self) -> str | None:
+        """Name of the model, or None when there is none."""
+        ...
+
+    async def answer(
+        self, question: str, passages: Sequence[Passage], *, emit: Emit, cache_salt: str | None = None
+    ) -> Answer:
+        """Answer `question` from `passages` only, citing them.
+
+        Args:
+            question: The user's words.
+            passages: Best first; a citation counts them from 0, the text's `[n]` from 1.
+            emit: Awaited with each piece of the text as it comes. Joined, the pieces are `Answer.text`. (A callback
+                and no iterator: no cancel scope is held open across a yield, and nothing is left to be closed.)
+            cache_salt: Keeps one tenant's prompt prefixes apart from another's in the model server's cache.
+
+        Raises:
+            Unavailable: The model cannot be reached or broke off; pieces may have been emitted before.
+        """
+        ...

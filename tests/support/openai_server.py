@@ -1,0 +1,180 @@
+"""A small server of our own in the shape of the OpenAI API, for tests of clients. It is not vLLM and holds no model.
+
+It speaks real HTTP on a port of the loopback interface: `/v1/chat/completions` (streamed or not) and `/v1/embeddings`.
+What it says is set by the test; what it was asked is kept for the test to see; faults are scripted, one per request.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import socket
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import anyio
+import anyio.abc
+import anyio.lowlevel
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+__all__ = ["Fault", "OpenAiServer", "serve_openai"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fault:
+    """What happens to one request. Set one of them."""
+
+    status: int | None = None
+    """Answer with this HTTP status."""
+    hang: bool = False
+    """Answer nothing until the client goes away or the server ends."""
+    cut_after: int | None = None
+    """Chat only: close the stream after so many pieces, without an end."""
+    stall_after: int | None = None
+    """Chat only: fall silent after so many pieces."""
+    raw: bytes | None = None
+    """Answer 200 with this body."""
+
+
+@dataclass(slots=True, kw_only=True)
+class OpenAiServer:
+    """The running server's script and its record."""
+
+    base_url: str = ""
+    """Ends in /v1."""
+    pieces: Sequence[str] = ("Hello", " world.")
+    """The text of the next chat answers, as it is streamed."""
+    reply: Callable[[dict[str, Any]], Sequence[str]] | None = None
+    """Makes the pieces from the request's body instead."""
+    finish_reason: str = "stop"
+    dimension: int = 8
+    api_key: str | None = None
+    """When set, a request without it is answered 401."""
+    faults: deque[Fault] = field(default_factory=deque[Fault])
+    """Taken from the left, one for each request; none left: the request is served."""
+    requests: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    """The bodies received, in order."""
+    abandoned: anyio.Event = field(default_factory=anyio.Event)
+    """Set when a client went away from a stream that had not ended."""
+    closing: anyio.Event = field(default_factory=anyio.Event)
+
+    def vector(self, text: str) -> list[float]:
+        """Return the vector that this server gives `text`: numbers out of a hash, without any meaning."""
+        stream = hashlib.shake_256(text.encode("utf-8", "replace")).digest(self.dimension)
+        return [byte / 128 - 1 + 1e-3 for byte in stream]
+
+
+@asynccontextmanager
+async def serve_openai() -> AsyncGenerator[OpenAiServer]:
+    """Run the server on a free port of 127.0.0.1 while the context is open."""
+    script = OpenAiServer()
+    routes = [
+        Route("/v1/chat/completions", _handler(script, _chat), methods=["POST"]),
+        Route("/v1/embeddings", _handler(script, _embeddings), methods=["POST"]),
+    ]
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        script.base_url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
+        config = uvicorn.Config(
+            Starlette(routes=routes), log_level="error", lifespan="off", timeout_graceful_shutdown=1, loop="none"
+        )
+        server = _Server(config)
+        async with anyio.create_task_group() as group:
+            await group.start(server.run_in_task, listener)
+            try:
+                yield script
+            finally:
+                script.closing.set()
+                server.should_exit = True
+
+
+class _Server(uvicorn.Server):
+    """Runs by `_serve`, because `serve` takes the process's signal handlers away from pytest."""
+
+    async def run_in_task(
+        self, listener: socket.socket, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED
+    ) -> None:
+        task_status.started()  # the socket listens already: a request waits for the server, not the other way
+        await self._serve([listener])
+
+
+def _handler(
+    script: OpenAiServer, answer: Callable[[OpenAiServer, dict[str, Any], Fault], Response]
+) -> Callable[[Request], Any]:
+    async def handle(request: Request) -> Response:
+        body: dict[str, Any] = await request.json()
+        script.requests.append(body)
+        fault = script.faults.popleft() if script.faults else Fault()
+        if script.api_key is not None and request.headers.get("authorization") != f"Bearer {script.api_key}":
+            return JSONResponse({"error": {"message": "invalid key"}}, status_code=401)
+        if fault.hang:
+            await script.closing.wait()
+        if fault.status is not None:
+            return JSONResponse({"error": {"message": f"injected: {body}"}}, status_code=fault.status)
+        if fault.raw is not None:
+            return Response(fault.raw, media_type="application/json")
+        return answer(script, body, fault)
+
+    return handle
+
+
+def _embeddings(script: OpenAiServer, body: dict[str, Any], _: Fault) -> Response:
+    texts: list[str] = [body["input"]] if isinstance(body["input"], str) else body["input"]
+    data = [
+        {"object": "embedding", "index": index, "embedding": script.vector(text)} for index, text in enumerate(texts)
+    ]
+    # Backwards: the order of `data` is not promised, the index is what counts.
+    return JSONResponse({"object": "list", "model": body["model"], "data": data[::-1]})
+
+
+def _chat(script: OpenAiServer, body: dict[str, Any], fault: Fault) -> Response:
+    pieces = list(script.reply(body) if script.reply is not None else script.pieces)
+    usage = {"prompt_tokens": len(json.dumps(body["messages"])), "completion_tokens": len(pieces)}
+    usage["total_tokens"] = sum(usage.values())
+    if not body.get("stream"):
+        message = {"role": "assistant", "content": "".join(pieces)}
+        choices = [{"index": 0, "message": message, "finish_reason": script.finish_reason}]
+        return JSONResponse({"id": "c", "object": "chat.completion", "choices": choices, "usage": usage})
+    wants_usage = bool((body.get("stream_options") or {}).get("include_usage"))
+    return StreamingResponse(
+        _chunks(script, pieces, fault, usage if wants_usage else None), media_type="text/event-stream"
+    )
+
+
+async def _chunks(
+    script: OpenAiServer, pieces: list[str], fault: Fault, usage: dict[str, int] | None
+) -> AsyncIterator[bytes]:
+    ended = False
+    try:
+        yield _event(_choice({"role": "assistant", "content": ""}))
+        yield b": a comment, as proxies send to keep a connection\n\n"
+        for number, piece in enumerate(pieces):
+            if number == fault.cut_after:
+                ended = True
+                return
+            if number == fault.stall_after:
+                await script.closing.wait()
+            yield _event(_choice({"content": piece}))
+            await anyio.lowlevel.checkpoint()
+        yield _event(_choice({}, script.finish_reason))
+        if usage is not None:
+            yield _event({"choices": [], "usage": usage})
+        yield b"data: [DONE]\n\n"
+        ended = True
+    finally:
+        if not ended:
+            script.abandoned.set()
+
+
+def _choice(delta: dict[str, str], finish_reason: str | None = None) -> dict[str, Any]:
+    return {"choices": [{"index": 0, "delta": delta, "finish_reason": finish_reason}]}
+
+
+def _event(value: dict[str, Any]) -> bytes:
+    return f"data: {json.dumps({'id': 'c', 'object': 'chat.completion.chunk', **value})}\n\n".encode()
