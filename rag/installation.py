@@ -23,7 +23,14 @@ from rag.identity.keys import ensure_keys, write_private
 from rag.identity.seal import ensure_seal_keys
 from rag.settings import Settings
 
-__all__ = ["DATABASE", "bootstrap_from_urls", "embedded_settings", "installation", "prepare_database"]
+__all__ = [
+    "DATABASE",
+    "bootstrap_from_urls",
+    "embedded_is_running",
+    "embedded_settings",
+    "installation",
+    "prepare_database",
+]
 
 DATABASE = "bulkhead"
 SEAL_KEYS_NAME = "seal-keys.json"
@@ -108,6 +115,11 @@ def _login(variable: str, url: str | None, *, role: str) -> tuple[str, str]:
     if not password or not database:
         raise Misconfigured(f"{variable} must name a password and a database")
     return password, database
+
+
+def embedded_is_running(data_dir: Path) -> bool:
+    """Tell whether there is an embedded server on `data_dir` now; starts nothing."""
+    return (data_dir / "postgres" / "postmaster.pid").exists()
 
 
 def embedded_settings(settings: Settings, server: EmbeddedPostgres, *, database: str) -> Settings:

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 from rag.errors import Misconfigured
 
-__all__ = ["Settings"]
+__all__ = ["SECRETS", "VARIABLES", "Settings"]
 
 DEFAULT_DATA_DIR = Path(".bulkhead")
 DEFAULT_CERTS_DIR = Path("certs")
@@ -101,12 +101,12 @@ class Settings:
             Misconfigured: A variable is malformed, contradicts another, or starts with BULKHEAD_ and is unknown.
         """
         environ = _with_files(environ)
-        unknown = sorted(name for name in environ if name.startswith("BULKHEAD_") and name not in _VARIABLES)
+        unknown = sorted(name for name in environ if name.startswith("BULKHEAD_") and name not in VARIABLES)
         if unknown:
-            raise Misconfigured(f"unknown setting {unknown[0]}; known: {', '.join(sorted(_VARIABLES))}")
+            raise Misconfigured(f"unknown setting {unknown[0]}; known: {', '.join(sorted(VARIABLES))}")
         values: dict[str, object] = {}
         types = {field.name: str(field.type) for field in dataclasses.fields(cls)}
-        for variable, field in _VARIABLES.items():
+        for variable, field in VARIABLES.items():
             text = environ.get(variable, "")
             if text != "":
                 values[field] = _parse(variable, text, types[field])
@@ -171,14 +171,14 @@ class Settings:
     def to_env(self) -> dict[str, str]:
         """Return the environment that makes a child process read these same settings."""
         out: dict[str, str] = {}
-        for variable, field in _VARIABLES.items():
+        for variable, field in VARIABLES.items():
             value = getattr(self, field)
             if value is not None:
                 out[variable] = str(value.resolve()) if isinstance(value, Path) else str(value)
         return out
 
 
-_VARIABLES: dict[str, str] = {
+VARIABLES: dict[str, str] = {
     "BULKHEAD_DATA_DIR": "data_dir",
     "BULKHEAD_CERTS_DIR": "certs_dir",
     "BULKHEAD_DATABASE_URL": "database_url",

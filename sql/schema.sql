@@ -106,7 +106,7 @@ $$;
 
 ALTER FUNCTION queue.finish_run_v1(task uuid) OWNER TO bulkhead_queue;
 
-CREATE FUNCTION queue.heartbeat_runs_v1(claimant text, tasks uuid[], fences bigint[], lease_s double precision) RETURNS TABLE(task_id uuid)
+CREATE FUNCTION queue.heartbeat_runs_v1(claimant text, tasks uuid[], fences bigint[], lease_s double precision) RETURNS TABLE(task_id uuid, fence bigint)
     LANGUAGE sql SECURITY DEFINER
     SET search_path TO ''
     AS $$
@@ -114,7 +114,7 @@ CREATE FUNCTION queue.heartbeat_runs_v1(claimant text, tasks uuid[], fences bigi
     set leased_until = clock_timestamp() + make_interval(secs => lease_s)
     from unnest(tasks, fences) as held (task_id, fence)
     where r.task_id = held.task_id and r.fence = held.fence and r.worker = claimant
-    returning r.task_id;
+    returning r.task_id, r.fence;
 $$;
 
 ALTER FUNCTION queue.heartbeat_runs_v1(claimant text, tasks uuid[], fences bigint[], lease_s double precision) OWNER TO bulkhead_queue;

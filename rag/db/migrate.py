@@ -22,7 +22,15 @@ from rag.errors import Misconfigured
 from rag.identity.seal import SealKeys, hmac_pads
 from sql import Migration, bootstrap_script, migrations
 
-__all__ = ["LOGIN_ROLES", "bootstrap", "ensure_database", "install_seal_keys", "migrate", "register_embedding_model"]
+__all__ = [
+    "LOGIN_ROLES",
+    "bootstrap",
+    "ensure_database",
+    "install_seal_keys",
+    "migrate",
+    "pending_migrations",
+    "register_embedding_model",
+]
 
 _log = logging.getLogger(__name__)
 
@@ -92,6 +100,21 @@ async def migrate(owner_dsn: str, *, through: int | None = None) -> list[int]:
                 _log.info("applied migration %04d %s", step.version, step.name)
                 applied.append(step.version)
     return applied
+
+
+async def pending_migrations(owner_dsn: str) -> list[int]:
+    """Return the versions that this code has and the database has not.
+
+    Raises:
+        Misconfigured: An applied migration differs from its file, or the database is newer than this code.
+        Unavailable: The server is not reachable.
+    """
+    async with _connected(owner_dsn) as connection:
+        if await connection.fetchval("select to_regclass('migration.applied')") is None:
+            return [step.version for step in migrations()]
+        await _check_ledger(connection, migrations())
+        applied = {row["version"] for row in await connection.fetch("select version from migration.applied")}
+    return [step.version for step in migrations() if step.version not in applied]
 
 
 async def install_seal_keys(owner_dsn: str, keys: SealKeys) -> None:

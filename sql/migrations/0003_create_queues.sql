@@ -107,7 +107,7 @@ $$;
 
 -- Extends the leases that this worker still holds and returns them; one that is missing from the answer is lost.
 create function queue.heartbeat_runs_v1(claimant text, tasks uuid[], fences bigint[], lease_s double precision)
-returns table (task_id uuid)
+returns table (task_id uuid, fence bigint)
 language sql volatile security definer
 set search_path = ''
 as $$
@@ -115,7 +115,7 @@ as $$
     set leased_until = clock_timestamp() + make_interval(secs => lease_s)
     from unnest(tasks, fences) as held (task_id, fence)
     where r.task_id = held.task_id and r.fence = held.fence and r.worker = claimant
-    returning r.task_id;
+    returning r.task_id, r.fence;
 $$;
 
 -- Hands runs back before their lease ends (SIGTERM): another worker takes them at once, and no attempt is counted.

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
 from rag.errors import Misconfigured
-from rag.settings import Settings
+from rag.settings import VARIABLES, Settings
 
 
 def test_an_empty_environment_gives_the_defaults() -> None:
@@ -47,3 +48,9 @@ def test_a_secret_may_come_as_a_file(tmp_path: Path) -> None:
     secret = tmp_path / "redis"
     secret.write_text("redis://there\n", encoding="utf-8")
     assert Settings.from_env({"BULKHEAD_REDIS_URL_FILE": str(secret)}).redis_url == "redis://there"
+
+
+def test_every_setting_is_documented_and_nothing_else_is() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text(encoding="utf-8")
+    documented = set(re.findall(r"`((?:BULKHEAD|OTEL)_[A-Z0-9_]+)`", page))
+    assert documented == set(VARIABLES)

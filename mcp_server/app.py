@@ -1,0 +1,121 @@
+"""The ASGI application of the MCP face: probes, OAuth metadata, and the endpoint behind its layers.
+
+Above: `__main__` and the tests' servers. Below: `auth`, `calls`, the SDK's transport.
+
+    StrippedHeaders -> Starlette routes -> /mcp: BearerAuth -> ToolScopes -> SDK transport -> calls
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from urllib.parse import urlsplit
+
+from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
+from mcp.server.transport_security import TransportSecuritySettings
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from mcp_server.auth import BearerAuth, Challenge, ToolScopes
+from mcp_server.calls import build_server
+from rag.db.health import ping
+from rag.errors import Unavailable
+from rag.identity.scopes import Scope as TokenScope
+from rag.runtime import Runtime
+from rag.settings import Settings
+
+__all__ = ["MAX_BODY_BYTES", "create_app"]
+
+_log = logging.getLogger(__name__)
+MAX_BODY_BYTES = 16 * 2**20
+"""The longest document (rag.corpus.text.MAX_TEXT_CHARS) in any script, with its JSON around it."""
+METADATA_PATH = "/.well-known/oauth-protected-resource"
+LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
+
+
+def create_app(runtime: Runtime) -> ASGIApp:
+    """Return the application over `runtime`, which the caller keeps open while it serves."""
+    settings = runtime.settings
+    resource = urlsplit(settings.mcp_url)
+    path = resource.path or "/"
+    manager = StreamableHTTPSessionManager(
+        build_server(runtime),
+        stateless=True,
+        # streams where a call asks for progress, plain JSON otherwise; cancelling needs it too (mcp.md 0.2)
+        json_response=False,
+        security_settings=_allowed(settings),
+        max_request_body_size=MAX_BODY_BYTES,
+    )
+    challenge = Challenge(metadata_url=f"{resource.scheme}://{resource.netloc}{METADATA_PATH}{resource.path}")
+    endpoint = BearerAuth(
+        ToolScopes(manager.handle_request, challenge=challenge, max_body_bytes=MAX_BODY_BYTES),
+        verifier=runtime.verifier,
+        challenge=challenge,
+    )
+
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncGenerator[None]:
+        async with manager.run():
+            yield
+
+    async def healthz(_: Request) -> Response:
+        return JSONResponse({"status": "ok"})
+
+    async def readyz(_: Request) -> Response:
+        try:
+            await ping(runtime.database)
+        except Unavailable as exc:
+            return JSONResponse({"status": "unavailable", "reason": exc.message}, status_code=503)
+        return JSONResponse({"status": "ready"})
+
+    async def metadata(_: Request) -> Response:
+        return JSONResponse(
+            {
+                "resource": settings.mcp_url,
+                "resource_name": "Bulkhead",
+                "authorization_servers": [settings.issuer],
+                "scopes_supported": [TokenScope.CORPUS_READ.value, TokenScope.CORPUS_WRITE.value],
+                "bearer_methods_supported": ["header"],
+            },
+            headers={"access-control-allow-origin": "*", "cache-control": "public, max-age=3600"},
+        )
+
+    routes = [
+        Route("/healthz", healthz),
+        Route("/readyz", readyz),
+        Route(METADATA_PATH, metadata),
+        Route(METADATA_PATH + path, metadata),
+        # POST only: a stateless server has nothing to say on GET and no session to DELETE, so both are 405
+        Route(path, endpoint, methods=["POST"]),
+    ]
+    return StrippedHeaders(Starlette(routes=routes, lifespan=lifespan))
+
+
+class StrippedHeaders:
+    """Takes the optional white space off header values, which httptools leaves on (RFC 9110, section 5.5)."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        """Wrap `app`."""
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Strip, then pass on."""
+        if scope["type"] == "http":
+            scope = {**scope, "headers": [(name, value.strip(b" \t")) for name, value in scope["headers"]]}
+        await self._app(scope, receive, send)
+
+
+def _allowed(settings: Settings) -> TransportSecuritySettings:
+    """Return the Host and Origin values to serve, against DNS rebinding: our public name and the loopback ones."""
+    public = urlsplit(settings.mcp_url)
+    hosts = [public.netloc, f"{settings.mcp_host}:{settings.mcp_port}", *LOOPBACK]
+    origins = [f"{public.scheme}://{public.netloc}"]
+    origins += [f"{scheme}://{host}" for scheme in ("http", "https") for host in LOOPBACK]
+    return TransportSecuritySettings(
+        allowed_hosts=[*hosts, *(f"{host}:*" for host in LOOPBACK)],
+        allowed_origins=[*origins, *(f"{origin}:*" for origin in origins[1:])],
+    )

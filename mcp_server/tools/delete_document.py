@@ -1,0 +1,51 @@
+"""The tool `delete_document`: remove a document from every search and read."""
+
+from __future__ import annotations
+
+from typing import Annotated
+from uuid import UUID
+
+from pydantic import Field
+
+from mcp_server.tools.tool import Arguments, Output, Tool
+from rag.corpus.store import delete_document
+from rag.identity.principal import Principal
+from rag.identity.scopes import Scope
+from rag.runtime import Runtime
+
+__all__ = ["DELETE_DOCUMENT"]
+
+
+class DeleteArguments(Arguments):
+    """Arguments of `delete_document`."""
+
+    document_id: Annotated[UUID, Field(strict=False, description="As hybrid_search or list_documents returned it.")]
+
+
+class DeleteOutput(Output):
+    """Result of `delete_document`."""
+
+    document_id: str
+    deleted: bool
+
+
+async def run(runtime: Runtime, principal: Principal, arguments: DeleteArguments) -> DeleteOutput:
+    """Delete from the caller's tenant."""
+    await delete_document(runtime.database, principal, arguments.document_id)
+    return DeleteOutput(document_id=str(arguments.document_id), deleted=True)
+
+
+DELETE_DOCUMENT = Tool(
+    name="delete_document",
+    title="Delete a document",
+    description=(
+        "Remove a document from your organisation's collection for good. When this returns, no search and no read "
+        "finds it any more."
+    ),
+    scope=Scope.CORPUS_WRITE,
+    arguments=DeleteArguments,
+    output=DeleteOutput,
+    run=run,
+    read_only=False,
+    destructive=True,
+)

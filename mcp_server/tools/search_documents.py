@@ -1,0 +1,93 @@
+"""The tool `search_documents`: which documents, rather than which passages, contain given words."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from mcp_server.tools.tool import Arguments, Output, Tool
+from rag.identity.principal import Principal
+from rag.identity.scopes import Scope
+from rag.retrieval.search import MAX_LIMIT, MAX_QUERY_CHARS, Hit, Mode, SearchRequest, search
+from rag.runtime import Runtime
+
+__all__ = ["SEARCH_DOCUMENTS"]
+
+MAX_EXCERPT_CHARS = 300
+
+
+class FindArguments(Arguments):
+    """Arguments of `search_documents`."""
+
+    query: Annotated[
+        str,
+        Field(
+            min_length=1,
+            max_length=MAX_QUERY_CHARS,
+            description="Words of the title, the headings or the text, in any order and form.",
+        ),
+    ]
+    limit: Annotated[int, Field(ge=1, le=MAX_LIMIT, description="How many documents to return at most.")] = 10
+
+
+class FoundOutput(Output):
+    """One document with its best passage."""
+
+    document_id: Annotated[str, Field(description="For retrieve_document.")]
+    source: str
+    title: str
+    version: int
+    score: Annotated[float, Field(description="Of the best passage: 0 to 1, comparable within one answer only.")]
+    passages: Annotated[int, Field(description=f"How many of the {MAX_LIMIT} best passages are this document's.")]
+    excerpt: Annotated[str, Field(description="The beginning of the best passage.")]
+    start: Annotated[int, Field(description="Where the best passage begins in the document's text, from 0.")]
+    end: Annotated[int, Field(description="One past the best passage's last character.")]
+
+
+class FindOutput(Output):
+    """Result of `search_documents`."""
+
+    documents: Annotated[list[FoundOutput], Field(description="Best first.")]
+
+
+async def run(runtime: Runtime, principal: Principal, arguments: FindArguments) -> FindOutput:
+    """Search by words, and keep the best passage of each document."""
+    request = SearchRequest(query=arguments.query, limit=MAX_LIMIT, mode=Mode.KEYWORD)
+    result = await search(runtime.database, runtime.embedder, runtime.embedding_model, principal, request)
+    by_document: dict[str, list[Hit]] = {}
+    for hit in result.hits:
+        by_document.setdefault(str(hit.document_id), []).append(hit)
+    documents = [_found(hits) for hits in list(by_document.values())[: arguments.limit]]
+    return FindOutput(documents=documents)
+
+
+def _found(hits: list[Hit]) -> FoundOutput:
+    best = hits[0]
+    return FoundOutput(
+        document_id=str(best.document_id),
+        source=best.source,
+        title=best.title,
+        version=best.version,
+        score=best.score,
+        passages=len(hits),
+        excerpt=best.text if len(best.text) <= MAX_EXCERPT_CHARS else best.text[: MAX_EXCERPT_CHARS - 1] + "…",
+        start=best.start,
+        end=best.end,
+    )
+
+
+SEARCH_DOCUMENTS = Tool(
+    name="search_documents",
+    title="Find documents",
+    description=(
+        "Find which documents of your organisation contain given words in their title, headings or text. Ranks the 50 "
+        "passages that match best by words (BM25) and returns each document once, with the beginning of its best "
+        "passage. Use it to find a document by name or subject; use hybrid_search to answer a question."
+    ),
+    scope=Scope.CORPUS_READ,
+    arguments=FindArguments,
+    output=FindOutput,
+    run=run,
+    read_only=True,
+)

@@ -1,0 +1,38 @@
+"""The `bulkhead` command. One file per group of verbs; this one only gathers them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from rag.cli.common import reporting_errors
+from rag.cli.doctor import doctor
+from rag.cli.ingest import ingest
+from rag.cli.search import search
+from rag.cli.tenants import tenant, token
+
+__all__ = ["cli", "main"]
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="bulkhead")
+@click.option(
+    "--data-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=None,
+    help="Where the embedded database and its secrets live. Default: .bulkhead, or BULKHEAD_DATA_DIR.",
+)
+def cli(data_dir: Path | None) -> None:
+    """Tenant-isolated hybrid search over MCP, and durable agent tasks over A2A."""
+    del data_dir  # read by settings_of from the root context
+
+
+for _command in (tenant, token, ingest, search, doctor):
+    cli.add_command(_command)
+
+
+def main() -> None:
+    """Run the command line."""
+    with reporting_errors():
+        cli()

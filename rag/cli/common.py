@@ -1,0 +1,156 @@
+"""What all verbs share: settings, tokens for our own servers, output, and errors that say what to do.
+
+Above: one file per group of verbs. Below: `rag.installation`, `rag.runtime`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import getpass
+import json
+import sys
+from collections.abc import AsyncGenerator, Callable, Generator
+from contextlib import asynccontextmanager, contextmanager
+from functools import wraps
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+import anyio
+import click
+from rich.console import Console
+
+from rag.db.pool import open_database
+from rag.errors import BulkheadError, Misconfigured, NotFound
+from rag.identity.scopes import Audience, Scope
+from rag.installation import installation
+from rag.runtime import token_issuer
+from rag.settings import Settings
+from rag.tenants.operator import Operator
+
+__all__ = [
+    "ERRORS",
+    "as_json",
+    "caller_options",
+    "caller_token",
+    "json_option",
+    "operator",
+    "print_json",
+    "reporting_errors",
+    "settings_of",
+]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+ERRORS = Console(stderr=True, highlight=False)
+"""Progress and complaints; standard output is for results."""
+CLI_TOKEN_LIFETIME_S = 3600.0
+
+
+def settings_of(context: click.Context) -> Settings:
+    """Return the process's settings, with the data directory that the command line names.
+
+    Raises:
+        Misconfigured: The environment is not usable.
+    """
+    settings = Settings.from_process()
+    data_dir: Path | None = context.find_root().params.get("data_dir")
+    return dataclasses.replace(settings, data_dir=data_dir) if data_dir else settings
+
+
+@contextmanager
+def reporting_errors() -> Generator[None]:
+    """End the process with one clear line and status 1 where a verb fails."""
+    try:
+        yield
+    except (BulkheadError, BaseExceptionGroup) as exc:
+        error = _first_of_ours(exc)
+        if error is None:
+            raise
+        ERRORS.print(f"[bold red]{error.code}[/]: ", end="")
+        ERRORS.print(error.message, markup=False)
+        sys.exit(1)
+
+
+def _first_of_ours(exc: BaseException) -> BulkheadError | None:
+    # task groups wrap what their children raise; a defect beside an error of ours must not be hidden by it
+    if isinstance(exc, BaseExceptionGroup):
+        found = [_first_of_ours(child) for child in exc.exceptions]
+        return found[0] if all(found) else None
+    return exc if isinstance(exc, BulkheadError) else None
+
+
+def json_option(command: Callable[P, R]) -> Callable[P, R]:
+    """Add `--json` to a reading command."""
+    return click.option("--json", "as_json", is_flag=True, help="Print one JSON value instead of text.")(command)
+
+
+def as_json(value: object) -> str:
+    """Return `value` as JSON; ids and times become text."""
+    return json.dumps(value, default=str, ensure_ascii=False)
+
+
+def print_json(value: object) -> None:
+    """Print `value` as one line of JSON."""
+    click.echo(as_json(value))
+
+
+def caller_options(command: Callable[P, R]) -> Callable[P, R]:
+    """Add `--tenant` and `--user` to a verb that talks to our own servers."""
+
+    @wraps(command)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        return command(*args, **kwargs)
+
+    wrapped = click.option("--user", default=None, help="Whom to act for. Default: your login name.")(wrapped)
+    return click.option("--tenant", default=None, help="Tenant name or id; not needed where BULKHEAD_TOKEN is set.")(
+        wrapped
+    )
+
+
+def caller_token(
+    settings: Settings, *, tenant: str | None, user: str | None, audience: Audience, scopes: frozenset[Scope]
+) -> str:
+    """Return BULKHEAD_TOKEN, or mint a token with the keys of this installation. Blocks: call before any event loop.
+
+    Raises:
+        Misconfigured: Neither a token nor a tenant was given, or there is no signing key here.
+        NotFound: There is no such tenant.
+    """
+    if settings.token is not None:
+        return settings.token
+    if tenant is None:
+        raise Misconfigured("name a tenant with --tenant, or set BULKHEAD_TOKEN")
+    with installation(settings) as ready:
+        found = anyio.run(_find_tenant, ready, tenant)
+        return token_issuer(ready).issue(
+            tenant_id=found,
+            subject=user or getpass.getuser(),
+            audience=audience,
+            scopes=scopes,
+            lifetime_s=CLI_TOKEN_LIFETIME_S,
+        )
+
+
+@asynccontextmanager
+async def operator(settings: Settings) -> AsyncGenerator[Operator]:
+    """Open the maintenance login's verbs.
+
+    Raises:
+        Misconfigured: BULKHEAD_MAINTENANCE_DATABASE_URL is not set.
+        Unavailable: The database is not reachable.
+    """
+    if settings.maintenance_database_url is None:
+        raise Misconfigured("this needs BULKHEAD_MAINTENANCE_DATABASE_URL")
+    async with open_database(
+        settings.maintenance_database_url, sealer=None, pool_size=1, application="bulkhead-cli"
+    ) as database:
+        yield Operator(database=database)
+
+
+async def _find_tenant(settings: Settings, reference: str) -> Any:
+    async with operator(settings) as verbs:
+        try:
+            return (await verbs.find_tenant(reference)).tenant_id
+        except NotFound as exc:
+            raise NotFound(f"{exc.message}; make it with: bulkhead tenant create {reference}") from exc

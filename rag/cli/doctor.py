@@ -1,0 +1,218 @@
+"""`bulkhead doctor`: looks at every dependency, says what is wrong and what to do. It changes nothing."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from enum import StrEnum
+
+import anyio
+import click
+import httpx
+import redis.asyncio
+from redis.exceptions import RedisError
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from rag.cli.common import json_option, print_json, settings_of
+from rag.db.embedded import pg_binary
+from rag.db.gates import check_role
+from rag.db.migrate import pending_migrations
+from rag.db.pool import open_database
+from rag.errors import BulkheadError, Misconfigured, Unavailable
+from rag.identity.keys import load_public_keys, load_signing_key
+from rag.identity.seal import load_seal_keys
+from rag.installation import embedded_is_running, installation
+from rag.llm.minilm import load_minilm
+from rag.llm.openai_embeddings import OpenAiEmbedder
+from rag.runtime import http_client
+from rag.settings import Settings
+
+__all__ = ["Finding", "Verdict", "doctor", "examine"]
+
+LOOK_BOUND_S = 15.0
+
+
+class Verdict(StrEnum):
+    """How a dependency is."""
+
+    OK = "ok"
+    OFF = "off"
+    """Not configured, and not needed."""
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One dependency: what was seen, and what to do where it failed."""
+
+    name: str
+    verdict: Verdict
+    seen: str
+    advice: str = ""
+
+
+@click.command()
+@json_option
+@click.pass_context
+def doctor(context: click.Context, as_json: bool) -> None:
+    """Check every dependency and say what to do."""
+    try:
+        settings = settings_of(context)
+    except Misconfigured as exc:
+        findings = [Finding(name="settings", verdict=Verdict.FAILED, seen=exc.message, advice="mend the environment")]
+    else:
+        findings = _with_database(settings)
+    if as_json:
+        print_json([{"name": f.name, "verdict": f.verdict.value, "seen": f.seen, "advice": f.advice} for f in findings])
+    else:
+        _show(findings)
+    sys.exit(1 if any(finding.verdict is Verdict.FAILED for finding in findings) else 0)
+
+
+def _with_database(settings: Settings) -> list[Finding]:
+    """Look at the embedded server only where it exists: a doctor installs nothing."""
+    if settings.database_url is not None or not embedded_is_running(settings.data_dir):
+        return anyio.run(examine, settings)
+    try:
+        with installation(settings) as ready:
+            return anyio.run(examine, ready)
+    except BulkheadError as exc:
+        return [Finding(name="database", verdict=Verdict.FAILED, seen=exc.message, advice="see postgres.log")]
+
+
+async def examine(settings: Settings) -> list[Finding]:
+    """Return one finding for each dependency, in the order in which they depend on each other."""
+    looks: list[tuple[str, str, Callable[[Settings], Awaitable[str | None]]]] = [
+        ("python", "install Python 3.11 or newer", _python),
+        ("signing keys", "run `bulkhead up` or `bulkhead migrate` to make them", _keys),
+        ("database", "run `bulkhead up`, or set BULKHEAD_DATABASE_URL", _database),
+        ("schema", "run `bulkhead migrate`", _schema),
+        ("seal keys", "run `bulkhead migrate`", _seal),
+        ("redis", "start it, or unset BULKHEAD_REDIS_URL to limit per process", _redis),
+        ("embeddings", "start the server, or unset BULKHEAD_EMBEDDINGS_URL for the model on the CPU", _embeddings),
+        ("language model", "start it, or unset BULKHEAD_LLM_URL for extractive answers", _language_model),
+        ("mcp server", "run `bulkhead up`", _mcp),
+        ("a2a server", "run `bulkhead up`", _a2a),
+    ]
+    return [await _look(settings, name, advice, look) for name, advice, look in looks]
+
+
+async def _look(
+    settings: Settings, name: str, advice: str, look: Callable[[Settings], Awaitable[str | None]]
+) -> Finding:
+    try:
+        with anyio.fail_after(LOOK_BOUND_S):
+            seen = await look(settings)
+    except BulkheadError as exc:
+        return Finding(name=name, verdict=Verdict.FAILED, seen=exc.message, advice=advice)
+    except (OSError, TimeoutError, RedisError, httpx.HTTPError) as exc:
+        return Finding(name=name, verdict=Verdict.FAILED, seen=type(exc).__name__, advice=advice)
+    if seen is None:
+        return Finding(name=name, verdict=Verdict.OFF, seen="not configured")
+    return Finding(name=name, verdict=Verdict.OK, seen=seen)
+
+
+async def _python(_: Settings) -> str:
+    return sys.version.split()[0]
+
+
+async def _keys(settings: Settings) -> str:
+    count = len(load_public_keys(settings.certs_dir))
+    try:
+        load_signing_key(settings.certs_dir)
+    except Misconfigured:
+        return f"{count} public, none to sign with (fine where another issuer signs)"
+    return f"{count} public, the newest signs"
+
+
+async def _database(settings: Settings) -> str:
+    if settings.database_url is None:
+        raise Misconfigured(
+            f"the embedded PostgreSQL ({pg_binary('postgres').name} of the wheel) is not running on {settings.data_dir}"
+        )
+    async with open_database(settings.database_url, sealer=None, pool_size=1, application="doctor") as database:
+        await check_role(database)
+    return "reachable, and the login is harmless"
+
+
+async def _schema(settings: Settings) -> str:
+    if settings.owner_database_url is None:
+        return "not looked at: BULKHEAD_OWNER_DATABASE_URL is not set here, as is right for a server"
+    pending = await pending_migrations(settings.owner_database_url)
+    if pending:
+        raise Misconfigured(f"{len(pending)} migrations are missing")
+    return "up to date"
+
+
+async def _seal(settings: Settings) -> str:
+    if settings.seal_keys_file is None:
+        raise Misconfigured("there are no seal keys yet")
+    return f"{len(load_seal_keys(settings.seal_keys_file).keys)} in use"
+
+
+async def _redis(settings: Settings) -> str | None:
+    if settings.redis_url is None:
+        return None
+    async with redis.asyncio.Redis.from_url(settings.redis_url, socket_timeout=2.0) as client:
+        await client.ping()  # pyright: ignore[reportGeneralTypeIssues]  # typed as sync or async
+    return "answers"
+
+
+async def _embeddings(settings: Settings) -> str:
+    if settings.embeddings_url is None:
+        embedder = load_minilm()
+        await embedder.embed(["a probe"])
+        await embedder.aclose()
+        return f"{embedder.model} on the CPU"
+    async with http_client(settings) as client:
+        remote = OpenAiEmbedder(
+            client=client,
+            base_url=settings.embeddings_url,
+            model=settings.embeddings_model,
+            dimension=settings.embeddings_dimension,
+            api_key=settings.embeddings_api_key,
+        )
+        await remote.check()
+    return f"{settings.embeddings_model}, {settings.embeddings_dimension} dimensions"
+
+
+async def _language_model(settings: Settings) -> str | None:
+    if settings.llm_url is None:
+        return None
+    headers = {"Authorization": f"Bearer {settings.llm_api_key}"} if settings.llm_api_key else {}
+    async with http_client(settings) as client:
+        answer = await client.get(f"{settings.llm_url.rstrip('/')}/models", headers=headers, timeout=5.0)
+        if answer.status_code != 200:
+            raise Unavailable(f"GET /models answered {answer.status_code}")
+        names = [str(model.get("id")) for model in answer.json().get("data", [])]
+    if settings.llm_model not in names:
+        raise Misconfigured(f"it serves {', '.join(names) or 'nothing'}, not {settings.llm_model}")
+    return f"serves {settings.llm_model}"
+
+
+async def _mcp(settings: Settings) -> str:
+    return await _ready(settings, settings.mcp_url.removesuffix("/mcp"))
+
+
+async def _a2a(settings: Settings) -> str:
+    return await _ready(settings, settings.a2a_url)
+
+
+async def _ready(settings: Settings, base: str) -> str:
+    async with http_client(settings) as client:
+        answer = await client.get(f"{base}/readyz", timeout=5.0)
+    if answer.status_code != 200:
+        raise Misconfigured(f"{base}/readyz answers {answer.status_code}")
+    return f"ready at {base}"
+
+
+def _show(findings: list[Finding]) -> None:
+    table = Table("", "dependency", "seen", "what to do")
+    marks = {Verdict.OK: "[green]ok[/]", Verdict.OFF: "[dim]off[/]", Verdict.FAILED: "[bold red]failed[/]"}
+    for finding in findings:
+        advice = finding.advice if finding.verdict is Verdict.FAILED else ""
+        table.add_row(marks[finding.verdict], finding.name, escape(finding.seen), escape(advice))
+    Console().print(table)

@@ -1,0 +1,156 @@
+"""`bulkhead tenant` and `bulkhead token`: who there is, and who may do what."""
+
+from __future__ import annotations
+
+import getpass
+from uuid import UUID
+
+import anyio
+import click
+from rich.console import Console
+from rich.table import Table
+
+from rag.cli.common import json_option, operator, print_json, settings_of
+from rag.errors import InvalidInput
+from rag.identity.scopes import Audience, Scope
+from rag.installation import installation
+from rag.runtime import token_issuer
+from rag.settings import Settings
+from rag.tenants.operator import Tenant, Tier
+
+__all__ = ["tenant", "token"]
+
+DEFAULT_SCOPES = {
+    Audience.MCP: (Scope.CORPUS_READ, Scope.CORPUS_WRITE),
+    Audience.A2A: (Scope.TASKS_RUN, Scope.CORPUS_READ),
+}
+"""A task reads the corpus for its caller, so its caller needs that right too."""
+
+
+@click.group()
+def tenant() -> None:
+    """Create and list tenants."""
+
+
+@tenant.command("create")
+@click.argument("name")
+@click.option("--tier", type=click.Choice([tier.value for tier in Tier]), default=Tier.FREE.value, show_default=True)
+@click.option("--language", default="english", show_default=True, help="PostgreSQL text search configuration.")
+@json_option
+@click.pass_context
+def create(context: click.Context, name: str, tier: str, language: str, as_json: bool) -> None:
+    """Add the tenant NAME."""
+    with installation(settings_of(context)) as settings:
+        made = anyio.run(_create, settings, name, Tier(tier), language)
+    if as_json:
+        print_json(_as_dict(made))
+    else:
+        click.echo(f"created tenant {made.name} ({made.tenant_id})")
+
+
+@tenant.command("list")
+@json_option
+@click.pass_context
+def list_(context: click.Context, as_json: bool) -> None:
+    """Show every tenant."""
+    with installation(settings_of(context)) as settings:
+        tenants = anyio.run(_list, settings)
+    if as_json:
+        print_json([_as_dict(one) for one in tenants])
+        return
+    table = Table("name", "id", "tier", "language", "created")
+    for one in tenants:
+        table.add_row(one.name, str(one.tenant_id), one.tier, one.language, f"{one.created_at:%Y-%m-%d %H:%M}")
+    Console().print(table)
+
+
+@click.group(invoke_without_command=True)
+@click.option("--tenant", "reference", help="Tenant name or id.")
+@click.option("--user", default=None, help="The token's subject. Default: your login name.")
+@click.option(
+    "--audience",
+    type=click.Choice([audience.value for audience in Audience]),
+    help="Which server it is for. The two are not interchangeable.",
+)
+@click.option("--scope", "scopes", multiple=True, type=click.Choice([scope.value for scope in Scope]))
+@click.option("--group", "groups", multiple=True, help="A group of the user; may be repeated.")
+@click.option("--lifetime", default=3600, show_default=True, help="Seconds.", type=click.IntRange(1, 30 * 86400))
+@click.pass_context
+def token(
+    context: click.Context,
+    reference: str | None,
+    user: str | None,
+    audience: str | None,
+    scopes: tuple[str, ...],
+    groups: tuple[str, ...],
+    lifetime: int,
+) -> None:
+    """Print a token, and nothing else; or revoke some with `bulkhead token revoke`."""
+    if context.invoked_subcommand is not None:
+        return
+    if reference is None or audience is None:
+        raise InvalidInput("a token needs --tenant and --audience")
+    door = Audience(audience)
+    with installation(settings_of(context)) as settings:
+        found = anyio.run(_find, settings, reference)
+        click.echo(
+            token_issuer(settings).issue(
+                tenant_id=found.tenant_id,
+                subject=user or getpass.getuser(),
+                audience=door,
+                scopes=[Scope(scope) for scope in scopes] or DEFAULT_SCOPES[door],
+                groups=groups,
+                lifetime_s=lifetime,
+            )
+        )
+
+
+@token.command("revoke")
+@click.option("--tenant", "reference", required=True, help="Tenant name or id.")
+@click.option("--jti", help="End the token with this id, and those exchanged from it.")
+@click.option("--user", help="End every token issued to this user until now.")
+@click.option("--all", "everything", is_flag=True, help="End every token of the tenant issued until now.")
+@click.pass_context
+def revoke(context: click.Context, reference: str, jti: str | None, user: str | None, everything: bool) -> None:
+    """End tokens at once for everything that touches data."""
+    if sum((jti is not None, user is not None, everything)) != 1:
+        raise InvalidInput("say which: --jti ID, --user USER or --all")
+    with installation(settings_of(context)) as settings:
+        anyio.run(_revoke, settings, reference, jti, user)
+    click.echo("revoked")
+
+
+async def _create(settings: Settings, name: str, tier: Tier, language: str) -> Tenant:
+    async with operator(settings) as verbs:
+        return await verbs.create_tenant(name, tier=tier, language=language)
+
+
+async def _list(settings: Settings) -> list[Tenant]:
+    async with operator(settings) as verbs:
+        return await verbs.list_tenants()
+
+
+async def _find(settings: Settings, reference: str) -> Tenant:
+    async with operator(settings) as verbs:
+        return await verbs.find_tenant(reference)
+
+
+async def _revoke(settings: Settings, reference: str, jti: str | None, user: str | None) -> None:
+    async with operator(settings) as verbs:
+        tenant_id: UUID = (await verbs.find_tenant(reference)).tenant_id
+        if jti is not None:
+            await verbs.revoke_token(tenant_id, jti)
+        elif user is not None:
+            await verbs.revoke_user(tenant_id, user)
+        else:
+            await verbs.revoke_tenant(tenant_id)
+
+
+def _as_dict(one: Tenant) -> dict[str, object]:
+    return {
+        "tenant_id": str(one.tenant_id),
+        "name": one.name,
+        "tier": one.tier.value,
+        "language": one.language,
+        "created_at": one.created_at.isoformat(),
+    }

@@ -1,0 +1,1 @@
+"""Hybrid search over a tenant's chunks."""

@@ -1,0 +1,168 @@
+"""The composition root: settings in, one frozen Runtime out. It is passed, never imported as an instance.
+
+Above: the processes (both faces, the worker). Below: every domain package and adapter.
+"""
+
+from __future__ import annotations
+
+import hmac
+import logging
+import ssl
+from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+
+import httpx
+
+from rag.clock import Clock, system_clock
+from rag.db.gates import check_role
+from rag.db.pool import Database, open_database
+from rag.errors import EmbedderUnavailable, Misconfigured
+from rag.identity.keys import load_public_keys, load_signing_key
+from rag.identity.scopes import Audience
+from rag.identity.seal import Sealer, SealKeys, load_seal_keys
+from rag.identity.tokens import TokenIssuer, TokenVerifier
+from rag.limits.limiter import Limiter, open_limiter
+from rag.llm.extractive import ExtractiveChat
+from rag.llm.minilm import load_minilm
+from rag.llm.openai_chat import OpenAiChat
+from rag.llm.openai_embeddings import OpenAiEmbedder
+from rag.llm.ports import Chat, Embedder
+from rag.settings import Settings
+from sql import load_queries
+
+__all__ = ["Runtime", "http_client", "open_answerer", "open_runtime", "token_issuer"]
+
+_log = logging.getLogger(__name__)
+_QUERIES = load_queries("models")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Runtime:
+    """What a process of ours works with."""
+
+    settings: Settings
+    database: Database
+    embedder: Embedder
+    embedding_model: int
+    """`rag.embedding_model.model_id` of the configured model."""
+    limiter: Limiter
+    verifier: TokenVerifier
+    cursor_key: bytes
+    """Signs paging cursors; the same on every replica."""
+    clock: Clock
+
+
+@asynccontextmanager
+async def open_runtime(
+    settings: Settings, *, audience: Audience, application: str, clock: Clock = system_clock
+) -> AsyncGenerator[Runtime]:
+    """Open everything that a process which serves tenants needs, and close it when the block ends.
+
+    Raises:
+        Misconfigured: A setting is missing, the database login is too powerful, the schema or the model does not fit.
+        Unavailable: The database is not reachable.
+    """
+    if settings.database_url is None or settings.seal_keys_file is None:
+        raise Misconfigured("a server needs BULKHEAD_DATABASE_URL and BULKHEAD_SEAL_KEYS_FILE; `bulkhead up` sets both")
+    keys = load_seal_keys(settings.seal_keys_file)
+    verifier = TokenVerifier(
+        keys=load_public_keys(settings.certs_dir), issuer=settings.issuer, audience=audience, clock=clock
+    )
+    async with AsyncExitStack() as stack:
+        database = await stack.enter_async_context(
+            open_database(
+                settings.database_url,
+                sealer=Sealer(keys=keys, clock=clock),
+                pool_size=settings.pool_size,
+                application=application,
+            )
+        )
+        await check_role(database)
+        model_id = await _embedding_model(database, settings)
+        embedder = await _embedder(stack, settings)
+        limiter = await stack.enter_async_context(open_limiter(settings, clock=clock))
+        yield Runtime(
+            settings=settings,
+            database=database,
+            embedder=embedder,
+            embedding_model=model_id,
+            limiter=limiter,
+            verifier=verifier,
+            cursor_key=_cursor_key(keys),
+            clock=clock,
+        )
+
+
+@asynccontextmanager
+async def open_answerer(settings: Settings, embedder: Embedder) -> AsyncGenerator[Chat]:
+    """Yield the configured model server, or the extractive answerer, which says that it is none."""
+    if settings.llm_url is None:
+        yield ExtractiveChat(embedder)
+        return
+    assert settings.llm_model is not None  # Settings.check
+    async with http_client(settings) as client:
+        yield OpenAiChat(
+            client=client, base_url=settings.llm_url, model=settings.llm_model, api_key=settings.llm_api_key
+        )
+
+
+def token_issuer(settings: Settings, *, clock: Clock = system_clock) -> TokenIssuer:
+    """Return the issuer of this installation: the CLI's, and the worker's for exchanged tokens.
+
+    Raises:
+        Misconfigured: There is no usable signing key.
+    """
+    return TokenIssuer(signing_key=load_signing_key(settings.certs_dir), issuer=settings.issuer, clock=clock)
+
+
+def http_client(settings: Settings) -> httpx.AsyncClient:
+    """Return a client that trusts the system's authorities and, if configured, the installation's own."""
+    context = ssl.create_default_context()
+    if settings.ca_certificate is not None:
+        context.load_verify_locations(cafile=str(settings.ca_certificate))
+    return httpx.AsyncClient(verify=context)
+
+
+async def _embedding_model(database: Database, settings: Settings) -> int:
+    async with database.unsafe_unscoped(reason="models belong to no tenant") as session:
+        model_id = await session.fetch_value(
+            _QUERIES["embedding_model"], name=settings.embeddings_model, dimension=settings.embeddings_dimension
+        )
+    if model_id is None:
+        raise Misconfigured(
+            f"the database does not know the embedding model {settings.embeddings_model} with "
+            f"{settings.embeddings_dimension} dimensions; run `bulkhead migrate`"
+        )
+    return int(model_id)
+
+
+async def _embedder(stack: AsyncExitStack, settings: Settings) -> Embedder:
+    if settings.embeddings_url is None:
+        embedder: Embedder = load_minilm(threads=settings.embedder_threads)
+        if (embedder.model, embedder.dimension) != (settings.embeddings_model, settings.embeddings_dimension):
+            raise Misconfigured(
+                f"without BULKHEAD_EMBEDDINGS_URL the model is {embedder.model} with {embedder.dimension} dimensions; "
+                "unset BULKHEAD_EMBEDDINGS_MODEL and BULKHEAD_EMBEDDINGS_DIMENSION, or set the URL"
+            )
+        stack.push_async_callback(embedder.aclose)
+        return embedder
+    client = await stack.enter_async_context(http_client(settings))
+    remote = OpenAiEmbedder(
+        client=client,
+        base_url=settings.embeddings_url,
+        model=settings.embeddings_model,
+        dimension=settings.embeddings_dimension,
+        api_key=settings.embeddings_api_key,
+    )
+    try:
+        await remote.check()
+    except EmbedderUnavailable:
+        # a wrong model is refused at start, an absent one is not: until it is back, the lexical leg answers alone
+        _log.warning("the embedding server does not answer; searches are lexical until it does")
+    return remote
+
+
+def _cursor_key(keys: SealKeys) -> bytes:
+    # its own key by purpose, so that neither can be used as the other's oracle
+    return hmac.digest(keys.keys[keys.active], b"bulkhead cursor v1", "sha256")

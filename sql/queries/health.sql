@@ -1,0 +1,3 @@
+-- ping
+-- Whether the database answers at all.
+select 1;

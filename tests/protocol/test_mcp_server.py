@@ -1,0 +1,485 @@
+"""The MCP face over real HTTP: both revisions, every tool, its schemas, hostile input, and who is let in."""
+
+from __future__ import annotations
+
+import base64
+import hmac
+import time
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+from uuid import uuid4
+
+import anyio
+import httpx2
+import jsonschema
+import jwt
+import orjson
+import pytest
+from cryptography.hazmat.primitives.asymmetric.rsa import generate_private_key
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from mcp.client import Client
+from mcp.client.streamable_http import streamable_http_client
+from mcp.shared.exceptions import MCPError
+from mcp_types import CallToolResult, TextContent
+
+from mcp_server.tools import TOOLS
+from rag.identity.scopes import Audience, Scope
+from rag.tenants.operator import Tenant
+from tests.support.servers import McpServer, mcp_server
+from tests.support.world import World
+
+pytestmark = pytest.mark.anyio
+Era = Literal["auto", "legacy"]
+BOUND_S = 10.0
+TEXT = "# Fraud\n\nIt is unlawful to use a manipulative device.\n\n## Remedies\n\nThe court may grant an injunction."
+EXAMPLES: dict[str, dict[str, Any]] = {
+    "hybrid_search": {"query": "manipulative device"},
+    "search_documents": {"query": "fraud"},
+    "retrieve_document": {"start": 2, "end": 7},
+    "list_documents": {"limit": 1},
+    "put_document": {"source": "b.md", "title": "B", "text": "# B", "media_type": "text/markdown"},
+    "delete_document": {},
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scene:
+    """A server and two tenants."""
+
+    world: World
+    server: McpServer
+    acme: Tenant
+    rival: Tenant
+
+    @asynccontextmanager
+    async def client(
+        self, *, tenant: Tenant | None = None, era: Era = "auto", token: str | None = None, **more: Any
+    ) -> AsyncGenerator[Client]:
+        """Open the library's own client as a user of `tenant` (acme)."""
+        token = token or self.world.token(tenant or self.acme, audience=Audience.MCP, **more)
+        with anyio.fail_after(BOUND_S):
+            async with (
+                httpx2.AsyncClient(headers={"authorization": f"Bearer {token}"}, timeout=BOUND_S) as http,
+                Client(streamable_http_client(self.server.url, http_client=http), mode=era) as client,
+            ):
+                yield client
+
+    async def put(self, *, source: str = "fraud.md", text: str = TEXT, tenant: Tenant | None = None) -> str:
+        """Store a document over the wire and return its id."""
+        async with self.client(tenant=tenant) as client:
+            arguments = {"source": source, "title": "Fraud", "text": text, "media_type": "text/markdown"}
+            return good(await client.call_tool("put_document", arguments))["document_id"]
+
+
+@pytest.fixture(name="scene")
+async def scene_fixture(world: World) -> AsyncGenerator[Scene]:
+    """A running server."""
+    acme, rival = await world.tenant("acme"), await world.tenant("rival")
+    async with mcp_server(world) as server:
+        yield Scene(world=world, server=server, acme=acme, rival=rival)
+
+
+def good(result: CallToolResult) -> dict[str, Any]:
+    """Return the structured content of a result that must not be an error."""
+    assert not result.is_error, result.content
+    return result.structured_content
+
+
+def bad(result: CallToolResult) -> str:
+    """Return the text of a result that must be an error."""
+    assert result.is_error
+    assert result.structured_content is None
+    assert isinstance(result.content[0], TextContent)
+    return result.content[0].text
+
+
+async def post(scene: Scene, payload: object, *, token: str | None = None, **headers: str) -> httpx2.Response:
+    """Send one raw request of revision 2025-11-25."""
+    if token is not None:
+        headers["authorization"] = f"Bearer {token}"
+    body = payload if isinstance(payload, bytes) else orjson.dumps(payload)
+    accept = {"accept": "application/json, text/event-stream", "content-type": "application/json"}
+    async with httpx2.AsyncClient(timeout=BOUND_S) as http:
+        return await http.post(scene.server.url, content=body, headers={**accept, **headers})
+
+
+def call(tool: str, arguments: object) -> dict[str, Any]:
+    """Return a raw tools/call."""
+    return {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": tool, "arguments": arguments}}
+
+
+@pytest.mark.parametrize(("era", "revision"), [("auto", "2026-07-28"), ("legacy", "2025-11-25")])
+async def test_each_revision_lists_every_tool_and_each_answers_in_its_own_schema(
+    scene: Scene, era: Era, revision: str
+) -> None:
+    document_id = await scene.put()
+    async with scene.client(era=era) as client:
+        assert client.session.protocol_version == revision
+        listed = (await client.list_tools()).tools
+        assert [tool.name for tool in listed] == [tool.name for tool in TOOLS] == list(EXAMPLES)
+        for tool in listed:
+            assert tool.description
+            assert tool.output_schema is not None
+            assert tool.annotations is not None
+            jsonschema.Draft202012Validator.check_schema(tool.input_schema)
+            assert tool.input_schema["additionalProperties"] is False
+            arguments = dict(EXAMPLES[tool.name])
+            if "document_id" in tool.input_schema["properties"]:
+                arguments["document_id"] = document_id
+            jsonschema.validate(arguments, tool.input_schema)
+            result = await client.call_tool(tool.name, arguments)
+            structured = good(result)
+            jsonschema.validate(structured, tool.output_schema)
+            assert isinstance(result.content[0], TextContent)
+            assert orjson.loads(result.content[0].text) == structured
+
+
+async def test_a_document_is_put_found_read_listed_and_deleted(scene: Scene) -> None:
+    document_id = await scene.put()
+    async with scene.client() as client:
+        hit = good(await client.call_tool("hybrid_search", {"query": "manipulative device"}))["hits"][0]
+        assert (hit["document_id"], hit["source"], hit["explain"]["bm25_rank"]) == (document_id, "fraud.md", 1)
+        found = good(await client.call_tool("search_documents", {"query": "injunction"}))["documents"]
+        assert [document["source"] for document in found] == ["fraud.md"]
+        span = {"document_id": document_id, "start": hit["start"], "end": hit["end"]}
+        read = good(await client.call_tool("retrieve_document", span))
+        assert (read["text"], read["document"]["title"]) == (hit["text"], "Fraud")
+        listed = good(await client.call_tool("list_documents"))
+        assert [document["document_id"] for document in listed["documents"]] == [document_id]
+        assert (listed["next_cursor"], listed["embeddings_pending"]) == (None, 1)
+        assert good(await client.call_tool("delete_document", {"document_id": document_id}))["deleted"]
+        assert good(await client.call_tool("hybrid_search", {"query": "manipulative device"}))["hits"] == []
+        assert bad(await client.call_tool("retrieve_document", span)) == "there is no document of that id"
+
+
+async def test_without_a_token_the_answer_says_where_to_get_one_and_blames_none(scene: Scene) -> None:
+    response = await post(scene, call("list_documents", {}))
+    challenge = response.headers["www-authenticate"]
+    assert response.status_code == 401
+    assert challenge == (
+        f'Bearer scope="corpus:read", resource_metadata="{scene.server.base}/.well-known/oauth-protected-resource/mcp"'
+    )
+    async with httpx2.AsyncClient() as http:
+        for path in ("/mcp", ""):
+            metadata = (await http.get(f"{scene.server.base}/.well-known/oauth-protected-resource{path}")).json()
+            assert metadata["resource"] == scene.server.url
+            assert metadata["authorization_servers"] == [scene.world.settings.issuer]
+
+
+async def test_a_token_that_does_not_verify_is_refused_without_a_reason(scene: Scene) -> None:
+    token = scene.world.token(scene.acme, audience=Audience.A2A)
+    header, payload, signature = scene.world.token(scene.acme, audience=Audience.MCP).split(".")
+    for refused in (token, f"{header}.{payload}.{signature[:-4]}AAAA", "x", "a.b.c", "A" * 50_000):
+        response = await post(scene, call("list_documents", {}), authorization=f"Bearer {refused}")
+        assert response.status_code == 401
+        assert 'error="invalid_token"' in response.headers["www-authenticate"]
+        assert response.json()["error"]["message"] == "the token is not valid here"
+    assert (await post(scene, call("list_documents", {}), authorization="Basic YTpi")).status_code == 401
+
+
+async def test_a_scope_that_is_missing_is_named_and_its_tools_are_not_listed(scene: Scene) -> None:
+    document_id = await scene.put()
+    reader = scene.world.token(scene.acme, audience=Audience.MCP, scopes=frozenset({Scope.CORPUS_READ}))
+    response = await post(scene, call("delete_document", {"document_id": document_id}), token=reader)
+    assert response.status_code == 403
+    assert 'error="insufficient_scope"' in response.headers["www-authenticate"]
+    assert 'scope="corpus:read corpus:write"' in response.headers["www-authenticate"]
+    for era in ("auto", "legacy"):
+        async with scene.client(token=reader, era=era) as client:
+            names = [tool.name for tool in (await client.list_tools()).tools]
+            assert names == ["hybrid_search", "search_documents", "retrieve_document", "list_documents"]
+            with pytest.raises(MCPError) as refused:
+                await client.call_tool("delete_document", {"document_id": document_id})
+            assert (refused.value.code, refused.value.message) == (40300, "this needs the scope corpus:write")
+            assert good(await client.call_tool("list_documents"))["documents"]
+    # the name is escaped: only a JSON parser finds it
+    hidden = orjson.dumps(call("X", {"document_id": document_id})).replace(b'"X"', b'"delete\\u005fdocument"')
+    assert (await post(scene, hidden, token=reader)).status_code == 403
+
+
+async def test_a_header_that_names_a_harmless_tool_opens_no_other(scene: Scene) -> None:
+    document_id = await scene.put()
+    reader = scene.world.token(scene.acme, audience=Audience.MCP, scopes=frozenset({Scope.CORPUS_READ}))
+    modern = {"mcp-protocol-version": "2026-07-28", "mcp-method": "tools/call", "mcp-name": "list_documents"}
+    request = call("delete_document", {"document_id": document_id})
+    meta = {
+        "io.modelcontextprotocol/protocolVersion": "2026-07-28",
+        "io.modelcontextprotocol/clientCapabilities": {},
+    }
+    request["params"]["_meta"] = meta
+    response = await post(scene, request, token=reader, **modern)
+    assert (response.status_code, response.json()["error"]["code"]) == (400, -32020)
+    async with scene.client() as client:
+        assert len(good(await client.call_tool("list_documents"))["documents"]) == 1
+
+
+async def test_another_tenants_document_answers_like_one_that_never_was(scene: Scene) -> None:
+    theirs = await scene.put(tenant=scene.rival, text="The rival's secret recipe is vinegar.")
+    async with scene.client() as client:
+        for tool in ("retrieve_document", "delete_document"):
+            answers = [await client.call_tool(tool, {"document_id": one}) for one in (theirs, str(uuid4()))]
+            assert answers[0].model_dump_json() == answers[1].model_dump_json()
+            assert bad(answers[0]) == "there is no document of that id"
+        for tool in ("hybrid_search", "search_documents"):
+            assert "vinegar" not in str(good(await client.call_tool(tool, {"query": "secret recipe vinegar"})))
+        assert good(await client.call_tool("list_documents"))["documents"] == []
+    async with scene.client(tenant=scene.rival) as client:
+        assert good(await client.call_tool("retrieve_document", {"document_id": theirs}))["text"].endswith("vinegar.")
+
+
+async def test_pages_join_without_gap_and_a_cursor_serves_its_own_tenant_only(scene: Scene) -> None:
+    for number in range(5):
+        await scene.put(source=f"{number}.md")
+    async with scene.client() as client:
+        seen: list[str] = []
+        cursor: str | None = None
+        cursors: list[str] = []
+        while True:
+            more = {"cursor": cursor} if cursor else {}
+            page = good(await client.call_tool("list_documents", {"limit": 2, **more}))
+            seen += [document["source"] for document in page["documents"]]
+            cursor = page["next_cursor"]
+            if cursor is None:
+                break
+            cursors.append(cursor)
+        assert seen == [f"{number}.md" for number in range(5)]
+        first = cursors[0]
+        flipped = first[:-1] + ("A" if first[-1] != "A" else "B")
+        for forged in (flipped, first[1:], "", "AAAA", "%%%", "é", first + "A" * 3000):
+            with pytest.raises(MCPError) as refused:
+                await client.call_tool("list_documents", {"cursor": forged})
+            assert refused.value.code == -32602
+    async with scene.client(tenant=scene.rival) as client:
+        with pytest.raises(MCPError) as refused:
+            await client.call_tool("list_documents", {"cursor": first})
+        assert refused.value.code == -32602
+
+
+HOSTILE: list[tuple[str, dict[str, Any]]] = [
+    *(
+        ("hybrid_search", {"query": query})
+        for query in ("", " ", "x" * 4001, "x" * 1_000_000, "a\0b", 5, None, ["x"], {"a": 1}, True)
+    ),
+    *(("hybrid_search", {"query": "x", "limit": limit}) for limit in (0, -1, 51, 10**9, 10**30, 1.5, "10", None, True)),
+    *(
+        ("hybrid_search", {"query": "x", "bm25_weight": first, "vector_weight": second})
+        for first, second in ((-1, 1), (0, 0), (1, -0.5), (1e300, 1), ("1", 1), (None, 1))
+    ),
+    ("hybrid_search", {"query": "x", "mode": "HYBRID"}),
+    ("hybrid_search", {"query": "x", "'; drop table rag.document; --": 1}),
+    ("hybrid_search", {}),
+    ("search_documents", {"query": ""}),
+    ("retrieve_document", {"document_id": "x"}),
+    ("retrieve_document", {"document_id": "x" * 100_000}),
+    ("retrieve_document", {"document_id": str(uuid4()), "start": -1}),
+    ("retrieve_document", {"document_id": str(uuid4()), "start": 10**15, "end": 5}),
+    ("retrieve_document", {"document_id": str(uuid4()), "start": 10**18}),
+    ("list_documents", {"limit": 101}),
+    ("list_documents", {"cursor": 5}),
+    ("put_document", {"source": "a", "title": "t", "text": ""}),
+    ("put_document", {"source": "a", "title": "t", "text": " \n"}),
+    ("put_document", {"source": "a", "title": "t", "text": "a\0b"}),
+    ("put_document", {"source": "a\0", "title": "t", "text": "b"}),
+    ("put_document", {"source": "a", "title": "\n", "text": "b"}),
+    ("put_document", {"source": "é" * 1024, "title": "t", "text": "b"}),
+    ("put_document", {"source": "a", "title": "t", "text": "b", "media_type": "text/html"}),
+    ("put_document", {"source": "a", "title": "t", "text": "b", "metadata": {"a": "b\0"}}),
+    ("put_document", {"source": "a", "title": "t", "text": "b", "metadata": {"a": 10**40}}),
+    ("put_document", {"source": "a", "title": "t", "text": "b", "metadata": []}),
+    ("delete_document", {"document_id": 5}),
+]
+
+
+async def test_hostile_arguments_are_refused_shortly_and_never_quoted(scene: Scene) -> None:
+    marker = "zq" * 8
+    async with scene.client(era="legacy") as client:
+        for tool, arguments in HOSTILE:
+            text = bad(await client.call_tool(tool, arguments))
+            assert 0 < len(text) < 400, (tool, text)
+            assert "pydantic" not in text
+            assert "drop table" not in text or len(text) < 120
+        for name in ("query", "mode", "limit"):
+            assert marker not in bad(await client.call_tool("hybrid_search", {"query": "x", name: [marker]}))
+
+
+async def test_odd_but_legal_queries_are_answered(scene: Scene) -> None:
+    await scene.put()
+    async with scene.client() as client:
+        for query in ("the of and", "😀", "' or 1=1 --", "\u202e\u200b", "x" * 4000, "%", "\\", "e\u0301"):
+            good(await client.call_tool("hybrid_search", {"query": query}))
+
+
+MALFORMED: list[bytes] = [
+    b"",
+    b"{",
+    b"[]",
+    b"null",
+    b'"tools/call"',
+    b'{"jsonrpc":"2.0","id":1,"method":"tools/call"}',
+    b'{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":5}}',
+    b'{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"hybrid_search","arguments":[]}}',
+    b'{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"hybrid_search","arguments":{"query":NaN}}}',
+    b'{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"hybrid_search","arguments":'
+    b'{"query":"x","bm25_weight":NaN}}}',
+    b'{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"hybrid_search","arguments":'
+    b'{"query":"x","vector_weight":1e999}}}',
+    b'{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"hybrid_search","arguments":{"query":"\\ud800"}}}',
+    b"[" * 100_000,
+    b"\xff\xfe",
+]
+
+
+async def test_malformed_bodies_are_the_clients_fault(scene: Scene) -> None:
+    token = scene.world.token(scene.acme, audience=Audience.MCP)
+    for body in MALFORMED:
+        response = await post(scene, body, token=token)
+        assert response.status_code < 500, body[:80]
+        assert b'"isError":true' in response.content or b'"error"' in response.content, body[:80]
+        assert b"-32603" not in response.content, body[:80]
+
+
+async def test_a_request_that_is_too_large_is_refused_and_one_without_a_token_is_not_even_read(scene: Scene) -> None:
+    body = orjson.dumps(call("put_document", {"text": "x" * (17 * 2**20)}))
+    assert (await post(scene, body)).status_code == 401
+    response = await post(scene, body, token=scene.world.token(scene.acme, audience=Audience.MCP))
+    assert (response.status_code, response.json()["error"]["code"]) == (413, 41300)
+
+
+async def test_a_foreign_host_or_origin_is_refused(scene: Scene) -> None:
+    token = scene.world.token(scene.acme, audience=Audience.MCP)
+    assert (await post(scene, call("list_documents", {}), token=token, host="evil.example")).status_code == 421
+    assert (
+        await post(scene, call("list_documents", {}), token=token, origin="https://evil.example")
+    ).status_code == 403
+    good_origin = await post(scene, call("list_documents", {}), token=token, origin="http://localhost:3000")
+    assert good_origin.status_code == 200
+
+
+async def test_get_and_delete_are_not_allowed_rather_than_left_hanging(scene: Scene) -> None:
+    async with httpx2.AsyncClient(timeout=BOUND_S) as http:
+        for method in ("GET", "DELETE", "PUT"):
+            response = await http.request(method, scene.server.url)
+            assert (response.status_code, response.headers["allow"]) == (405, "POST")
+
+
+async def test_an_unknown_tool_is_a_protocol_error_and_its_name_is_cut(scene: Scene) -> None:
+    for era in ("auto", "legacy"):
+        async with scene.client(era=era) as client:
+            with pytest.raises(MCPError) as refused:
+                await client.call_tool("n" * 200)
+            assert (refused.value.code, len(refused.value.message)) == (-32602, len("Unknown tool: ") + 64)
+
+
+async def test_a_revoked_token_ends_in_the_middle_of_a_session(scene: Scene) -> None:
+    token = scene.world.token(scene.acme, audience=Audience.MCP)
+    token_id = scene.world.verifier(Audience.MCP).verify(token).token_ids[0]
+    for era in ("auto", "legacy"):
+        async with scene.client(token=token, era=era) as client:
+            if era == "auto":
+                good(await client.call_tool("list_documents"))
+                async with scene.world.operator() as operator:
+                    await operator.revoke_token(scene.acme.tenant_id, token_id)
+            for tool, arguments in EXAMPLES.items():
+                full = arguments if "query" in arguments or tool in {"list_documents", "put_document"} else None
+                with pytest.raises(MCPError) as refused:
+                    await client.call_tool(tool, full or {**arguments, "document_id": str(uuid4())})
+                assert (refused.value.code, refused.value.message) == (40100, "The token was revoked.")
+
+
+async def test_probes_tell_a_living_process_from_a_ready_one(scene: Scene) -> None:
+    async with httpx2.AsyncClient(timeout=BOUND_S) as http:
+        assert (await http.get(f"{scene.server.base}/healthz")).status_code == 200
+        assert (await http.get(f"{scene.server.base}/readyz")).json() == {"status": "ready"}
+        await scene.server.runtime.database.pool.close()
+        assert (await http.get(f"{scene.server.base}/healthz")).status_code == 200
+        unready = await http.get(f"{scene.server.base}/readyz")
+        assert (unready.status_code, unready.json()["status"]) == (503, "unavailable")
+
+
+async def test_a_tenant_over_its_rate_is_told_when_to_come_back_and_its_neighbour_is_served(world: World) -> None:
+    noisy, quiet = await world.tenant("noisy"), await world.tenant("quiet")
+    # a burst of ten seconds' worth: three requests, one of which the library's client spends on listing the tools
+    async with mcp_server(world, request_limit_per_minute=18) as server:
+        scene = Scene(world=world, server=server, acme=noisy, rival=quiet)
+        async with scene.client() as client:
+            for _ in range(2):
+                good(await client.call_tool("search_documents", {"query": "x"}))
+            with pytest.raises(MCPError) as refused:
+                await client.call_tool("search_documents", {"query": "x"})
+            assert refused.value.code == 42900
+            assert 0 < refused.value.data["retryAfterMs"] <= 5000
+        async with scene.client(tenant=quiet) as client:
+            good(await client.call_tool("search_documents", {"query": "x"}))
+
+
+class Forger:
+    """Makes tokens that differ from a good one in exactly one thing."""
+
+    def __init__(self, scene: Scene) -> None:
+        self.now = int(time.time())
+        self._signer = scene.world.issuer.signing_key
+        self.own_key = generate_private_key(public_exponent=65537, key_size=2048)
+        self._claims: dict[str, Any] = {
+            "iss": scene.world.settings.issuer,
+            "aud": "mcp-server",
+            "sub": "ada",
+            "tenant_id": str(scene.acme.tenant_id),
+            "scope": "corpus:read",
+            "iat": self.now,
+            "nbf": self.now,
+            "exp": self.now + 60,
+            "jti": "forged",
+        }
+
+    def signed(self, *, key: Any = None, headers: dict[str, Any] | None = None, **claims: object) -> str:
+        """Return an RS256 token with some claims or header fields changed; None leaves one out."""
+        body = {name: value for name, value in {**self._claims, **claims}.items() if value is not None}
+        kid = {"kid": self._signer.kid, **(headers or {})}
+        fields = {name: value for name, value in kid.items() if value is not None}
+        return jwt.encode(body, key or self._signer.key, algorithm="RS256", headers=fields)
+
+    def unsigned(self, algorithm: str) -> str:
+        """Return a token without a signature."""
+        return f"{self._part({'alg': algorithm, 'typ': 'JWT', 'kid': self._signer.kid})}.{self._part(self._claims)}."
+
+    def hmac_with_public_key(self) -> str:
+        """Return a token signed by HMAC, its secret the public key as everybody can read it."""
+        public = self._signer.key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+        head = self._part({"alg": "HS256", "typ": "JWT", "kid": self._signer.kid})
+        signed = f"{head}.{self._part(self._claims)}"
+        mac = hmac.digest(public, signed.encode(), "sha256")
+        return f"{signed}.{base64.urlsafe_b64encode(mac).decode().rstrip('=')}"
+
+    def _part(self, value: dict[str, Any]) -> str:
+        return base64.urlsafe_b64encode(orjson.dumps(value)).decode().rstrip("=")
+
+
+FORGERIES: list[tuple[str, Callable[[Forger], str]]] = [
+    ("expired", lambda forger: forger.signed(exp=forger.now - 60)),
+    ("not yet valid", lambda forger: forger.signed(nbf=forger.now + 600)),
+    ("another issuer", lambda forger: forger.signed(iss="https://evil.example")),
+    ("the other audience", lambda forger: forger.signed(aud="a2a-server")),
+    ("both audiences", lambda forger: forger.signed(aud=["mcp-server", "a2a-server"])),
+    ("no tenant", lambda forger: forger.signed(tenant_id=None)),
+    ("a tenant with quotes", lambda forger: forger.signed(tenant_id="' or true --")),
+    ("an unknown key", lambda forger: forger.signed(headers={"kid": "nobody"})),
+    ("no key", lambda forger: forger.signed(headers={"kid": None})),
+    ("a key of its own", lambda forger: forger.signed(key=forger.own_key)),
+    ("alg none", lambda forger: forger.unsigned("none")),
+    ("alg None", lambda forger: forger.unsigned("NoNe")),
+    ("HS256 with the public key", lambda forger: forger.hmac_with_public_key()),
+]
+
+
+async def test_forged_and_outdated_tokens_are_refused_alike(scene: Scene) -> None:
+    forger = Forger(scene)
+    for name, forge in FORGERIES:
+        response = await post(scene, call("list_documents", {}), token=forge(forger))
+        assert response.status_code == 401, name
+        assert response.json()["error"] == {"code": 40100, "message": "the token is not valid here"}, name
+
+
+async def test_the_forgers_tools_make_a_valid_token_when_nothing_is_forged(scene: Scene) -> None:
+    assert (await post(scene, call("list_documents", {}), token=Forger(scene).signed())).status_code == 200
