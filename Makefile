@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-heavy check format bench schema lock clean
+.PHONY: help setup demo up test test-heavy check format bench schema lock clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -22,6 +22,12 @@ $(VENV)/.dev: $(VENV)/.runtime requirements-dev.lock
 	@touch $@
 
 setup: $(VENV)/.runtime ## Make the virtual environment with the run-time dependencies
+
+demo: $(VENV)/.runtime ## Start everything, load three tenants of real law, search, ask, and prove the walls
+	@$(BIN)/bulkhead demo
+
+up: $(VENV)/.runtime ## Start everything and leave it running (Ctrl-C stops it)
+	@$(BIN)/bulkhead up
 
 test: $(VENV)/.dev ## Run the tests against a real PostgreSQL and real servers
 	@$(BIN)/python -m pytest
@@ -50,5 +56,6 @@ lock: $(VENV)/.dev ## Rewrite the locks from pyproject.toml (hashes, no index ad
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header pyproject.toml requirements-build.in -o requirements.lock
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --extra dev pyproject.toml requirements-build.in -c requirements.lock -o requirements-dev.lock
 
-clean: ## Remove the virtual environment and the embedded database
-	rm -rf $(VENV) .bulkhead
+clean: ## Stop and remove the embedded databases, then the virtual environment
+	@test ! -x $(BIN)/python || $(BIN)/python -c 'from pathlib import Path; from rag.db.embedded import remove_embedded_postgres as r; [r(Path(p)) for p in (".bulkhead", ".cache/test-cluster") if Path(p).exists()]'
+	rm -rf $(VENV) .bulkhead .cache

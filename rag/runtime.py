@@ -8,7 +8,7 @@ from __future__ import annotations
 import hmac
 import logging
 import ssl
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
@@ -27,7 +27,7 @@ from rag.llm.extractive import ExtractiveChat
 from rag.llm.minilm import load_minilm
 from rag.llm.openai_chat import OpenAiChat
 from rag.llm.openai_embeddings import OpenAiEmbedder
-from rag.llm.ports import Chat, Embedder
+from rag.llm.ports import Chat, Embedder, Vectors
 from rag.settings import Settings
 from sql import load_queries
 
@@ -55,9 +55,11 @@ class Runtime:
 
 @asynccontextmanager
 async def open_runtime(
-    settings: Settings, *, audience: Audience, application: str, clock: Clock = system_clock
+    settings: Settings, *, audience: Audience, application: str, embeds: bool = True, clock: Clock = system_clock
 ) -> AsyncGenerator[Runtime]:
     """Open everything that a process which serves tenants needs, and close it when the block ends.
+
+    A process that never embeds says so and is spared the model: its embedder refuses.
 
     Raises:
         Misconfigured: A setting is missing, the database login is too powerful, the schema or the model does not fit.
@@ -80,7 +82,7 @@ async def open_runtime(
         )
         await check_role(database)
         model_id = await _embedding_model(database, settings)
-        embedder = await _embedder(stack, settings)
+        embedder = await _embedder(stack, settings) if embeds else _NoEmbedder(settings)
         limiter = await stack.enter_async_context(open_limiter(settings, clock=clock))
         yield Runtime(
             settings=settings,
@@ -122,6 +124,21 @@ def http_client(settings: Settings) -> httpx.AsyncClient:
     if settings.ca_certificate is not None:
         context.load_verify_locations(cafile=str(settings.ca_certificate))
     return httpx.AsyncClient(verify=context)
+
+
+class _NoEmbedder:
+    """Satisfies `rag.llm.ports.Embedder` in a process that was opened without one."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.model = settings.embeddings_model
+        self.dimension = settings.embeddings_dimension
+
+    async def embed(self, texts: Sequence[str]) -> Vectors:
+        del texts
+        raise EmbedderUnavailable("this process embeds nothing")
+
+    async def aclose(self) -> None:
+        """Nothing is open."""
 
 
 async def _embedding_model(database: Database, settings: Settings) -> int:

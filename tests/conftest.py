@@ -6,16 +6,34 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+from blockbuster import blockbuster_ctx
 
 from tests.support.world import Cluster, World, cluster, world
 
 ROOT = Path(__file__).parent.parent
+OURS = ("mcp_server", "a2a_server", "workflows", "rag", "sql")
 
 
 @pytest.fixture(scope="session")
 def anyio_backend() -> str:
     """Run async tests on asyncio: asyncpg knows no other loop."""
     return "asyncio"
+
+
+@pytest.fixture(autouse=True)
+def _no_blocking_calls(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail a test in which our own code blocks the event loop: on a socket, a lock, a sleep, a child process.
+
+    Files are left out: what we read are keys and SQL, small and at the start of a process.
+    """
+    if "anyio_backend" not in request.fixturenames:
+        yield
+        return
+    with blockbuster_ctx(list(OURS)) as blockbuster:
+        for name, function in blockbuster.functions.items():
+            if name.startswith(("io.", "os.")):
+                function.deactivate()
+        yield
 
 
 @pytest.fixture(scope="session", name="cluster")

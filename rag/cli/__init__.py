@@ -6,11 +6,13 @@ from pathlib import Path
 
 import click
 
+from rag.cli.ask import ask
 from rag.cli.common import reporting_errors
 from rag.cli.doctor import doctor
 from rag.cli.ingest import ingest
 from rag.cli.search import search
 from rag.cli.tenants import tenant, token
+from rag.cli.up import migrate, up
 
 __all__ = ["cli", "main"]
 
@@ -28,7 +30,7 @@ def cli(data_dir: Path | None) -> None:
     del data_dir  # read by settings_of from the root context
 
 
-for _command in (tenant, token, ingest, search, doctor):
+for _command in (up, migrate, tenant, token, ingest, search, ask, doctor):
     cli.add_command(_command)
 
 

@@ -1,0 +1,71 @@
+"""`python -m a2a_server`: one process of the A2A face. Settings come from the environment, logs go to stderr."""
+
+from __future__ import annotations
+
+import signal
+import sys
+
+import anyio
+import uvicorn
+
+from a2a_server.app import create_app
+from a2a_server.feed import TASK_CHANNEL
+from rag.db.listener import listener
+from rag.errors import Misconfigured, Unavailable
+from rag.identity.scopes import Audience
+from rag.runtime import open_runtime
+from rag.settings import Settings
+from rag.telemetry import telemetry
+
+__all__ = ["main"]
+
+APPLICATION = "bulkhead-a2a"
+SHUTDOWN_S = 3
+"""Open streams are ended at once on SIGTERM; their readers come back, with their last event id, to another replica."""
+KEEP_ALIVE_S = 75
+"""Longer than a load balancer's usual minute, so that it is the one to close an idle connection."""
+
+
+def main() -> None:
+    """Serve until SIGTERM or SIGINT."""
+    try:
+        settings = Settings.from_process()
+        with telemetry(settings, service="a2a_server"):
+            anyio.run(_serve, settings, backend_options={"use_uvloop": True})
+    except* (Misconfigured, Unavailable) as group:
+        exc: BaseException = group
+        while isinstance(exc, BaseExceptionGroup):
+            exc = exc.exceptions[0]
+        sys.exit(f"{type(exc).__name__}: {exc}")
+
+
+async def _serve(settings: Settings) -> None:
+    async with (
+        open_runtime(settings, audience=Audience.A2A, application=APPLICATION, embeds=False) as runtime,
+        listener(runtime.database.dsn, [TASK_CHANNEL], application=f"{APPLICATION}-listen") as wakeups,
+    ):
+        config = uvicorn.Config(
+            create_app(runtime, wakeups),
+            host=settings.a2a_host,
+            port=settings.a2a_port,
+            loop="none",
+            http="httptools",
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            date_header=False,
+            timeout_graceful_shutdown=SHUTDOWN_S,
+            timeout_keep_alive=KEEP_ALIVE_S,
+            ssl_certfile=settings.tls_certificate,
+            ssl_keyfile=settings.tls_key,
+        )
+        # uvicorn raises the signal again once it has stopped: with a receiver open that is harmless, and what is open
+        # here is closed in order
+        with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT):
+            await uvicorn.Server(config).serve()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,207 @@
+"""Runs the three processes of one installation side by side, as `bulkhead up` and `bulkhead demo` need them.
+
+Below: the processes themselves, started as `python -m NAME` with an environment of their own and logs in the data
+directory. A process that dies is started again; when it keeps dying, everything stops. A supervisor that was itself
+killed leaves its processes behind: the next start finds them by process id and start time, and ends them first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncGenerator, Generator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+
+import anyio
+import anyio.abc
+import httpx
+import psutil
+
+from rag.errors import Conflict, Misconfigured, Unavailable
+from rag.identity.keys import write_private
+from rag.runtime import http_client
+from rag.settings import Settings
+
+__all__ = ["PROCESSES", "free_port", "port_is_free", "running"]
+
+PROCESSES = ("mcp_server", "a2a_server", "workflows")
+READY_BOUND_S = 60.0
+STOP_BOUND_S = 8.0
+"""`bulkhead up` promises to be gone within 10 s of SIGTERM; the database needs the rest."""
+MAX_RESTARTS = 5
+POLL_S = 0.1
+_INHERITED = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "SSL_CERT_FILE", "SSL_CERT_DIR", "PYTHONPATH", "VIRTUAL_ENV")
+
+
+@asynccontextmanager
+async def running(settings: Settings, environ: Mapping[str, str]) -> AsyncGenerator[None]:
+    """Keep the three processes up while the block runs; they are ready when it begins and gone when it has ended.
+
+    Raises:
+        Conflict: Another supervisor runs on this data directory.
+        Misconfigured: A port is taken.
+        Unavailable: A process did not become ready, or kept dying.
+    """
+    logs = settings.data_dir / "logs"
+    logs.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with _only_supervisor(settings.data_dir):
+        await anyio.to_thread.run_sync(_end_leftovers, settings.data_dir)
+        for name, host, port in (
+            ("MCP", settings.mcp_host, settings.mcp_port),
+            ("A2A", settings.a2a_host, settings.a2a_port),
+        ):
+            if not port_is_free(host, port):
+                raise Misconfigured(f"port {port} is taken; set BULKHEAD_{name}_PORT to another")
+        # servers get the app login alone: no owner, no maintenance, no administrator
+        narrowed = dataclasses.replace(
+            settings, owner_database_url=None, maintenance_database_url=None, admin_database_url=None, token=None
+        )
+        inherited = {name: environ[name] for name in _INHERITED if name in environ}
+        env = {**inherited, **narrowed.to_env()}
+        children: dict[str, anyio.abc.Process] = {}
+        try:
+            async with anyio.create_task_group() as group:
+                for name in PROCESSES:
+                    started = anyio.Event()
+                    group.start_soon(_keep, name, env, logs, settings.data_dir, children, started)
+                    await started.wait()
+                await _ready(settings, logs)
+                yield
+                group.cancel_scope.cancel()
+        finally:
+            with anyio.CancelScope(shield=True):
+                await _stop(children)
+                (settings.data_dir / _RECORD).unlink(missing_ok=True)
+
+
+async def _keep(  # start_soon passes positions only
+    name: str,
+    env: Mapping[str, str],
+    logs: Path,
+    data_dir: Path,
+    children: dict[str, anyio.abc.Process],
+    started: anyio.Event,
+) -> None:
+    for _ in range(MAX_RESTARTS + 1):
+        with (logs / f"{name}.log").open("ab") as log:
+            child = await anyio.open_process(
+                [sys.executable, "-m", name],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=env,
+                start_new_session=True,  # Ctrl-C is for the supervisor, which decides the order of shutdown
+            )
+        children[name] = child
+        _record(data_dir, children)
+        started.set()
+        await child.wait()
+    raise Unavailable(f"{name} keeps ending; see {logs / name}.log")
+
+
+async def _ready(settings: Settings, logs: Path) -> None:
+    scheme = settings.scheme
+    urls = {
+        "mcp_server": f"{scheme}://{_reachable(settings.mcp_host)}:{settings.mcp_port}/readyz",
+        "a2a_server": f"{scheme}://{_reachable(settings.a2a_host)}:{settings.a2a_port}/readyz",
+    }
+    async with http_client(settings) as client:
+        for name, url in urls.items():
+            with anyio.move_on_after(READY_BOUND_S) as scope:
+                while not await _answers(client, url):  # noqa: ASYNC110  # another process: there is no event to wait for
+                    await anyio.sleep(POLL_S)
+            if scope.cancelled_caught:
+                raise Unavailable(f"{name} did not become ready in {READY_BOUND_S:.0f} s; see {logs / name}.log")
+
+
+async def _answers(client: httpx.AsyncClient, url: str) -> bool:
+    try:
+        return (await client.get(url, timeout=2.0)).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+async def _stop(children: Mapping[str, anyio.abc.Process]) -> None:
+    # the worker first, so that it hands its runs back while everything it talks to is still there
+    for name in reversed(PROCESSES):
+        child = children.get(name)
+        if child is not None and child.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                child.send_signal(signal.SIGTERM)
+    with anyio.move_on_after(STOP_BOUND_S):
+        for child in children.values():
+            await child.wait()
+    for child in children.values():
+        if child.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                child.kill()
+            await child.wait()
+
+
+@contextmanager
+def _only_supervisor(data_dir: Path) -> Generator[None]:
+    with (data_dir / "up.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as exc:
+            raise Conflict(f"Bulkhead already runs on {data_dir}; stop it, or use another --data-dir") from exc
+        yield
+
+
+_RECORD = "processes.json"
+
+
+def _record(data_dir: Path, children: Mapping[str, anyio.abc.Process]) -> None:
+    entries: list[list[float]] = []
+    for child in children.values():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            entries.append([child.pid, psutil.Process(child.pid).create_time()])
+    write_private(data_dir / _RECORD, json.dumps(entries).encode())
+
+
+def _end_leftovers(data_dir: Path) -> None:
+    try:
+        entries = json.loads((data_dir / _RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return
+    leftovers: list[psutil.Process] = []
+    for pid, created in entries:
+        with contextlib.suppress(psutil.Error):
+            process = psutil.Process(int(pid))
+            if process.create_time() == created:  # a process id may have been given to somebody else since
+                process.terminate()
+                leftovers.append(process)
+    for process in psutil.wait_procs(leftovers, timeout=STOP_BOUND_S)[1]:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+
+
+def port_is_free(host: str, port: int) -> bool:
+    """Tell whether a server could listen there now."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return False
+        return True
+
+
+def free_port(host: str) -> int:
+    """Return a port that was free a moment ago."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])
+
+
+def _reachable(host: str) -> str:
+    return {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, host)  # noqa: S104  # a mapping, not a bind

@@ -1,0 +1,91 @@
+"""`bulkhead up` and `bulkhead migrate`: bring the system up, or only its database."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+
+import anyio
+import click
+
+from rag.cli.common import ERRORS, as_json, json_option, print_json, settings_of
+from rag.cli.supervisor import running
+from rag.errors import Misconfigured
+from rag.identity.seal import ensure_seal_keys
+from rag.identity.tls import DEVELOPMENT_HOSTS, ensure_development_tls
+from rag.installation import bootstrap_from_urls, installation, prepare_database
+from rag.settings import Settings
+
+__all__ = ["migrate", "up"]
+
+
+@click.command()
+@click.option(
+    "--tls", is_flag=True, help="Serve TLS with a certificate of the development CA in the certificates folder."
+)
+@click.pass_context
+def up(context: click.Context, tls: bool) -> None:
+    """Start everything on this machine; print one JSON line of addresses when ready; stop on Ctrl-C or SIGTERM."""
+    settings = settings_of(context)
+    if tls:
+        files = ensure_development_tls(settings.certs_dir, (*DEVELOPMENT_HOSTS, settings.mcp_host, settings.a2a_host))
+        settings = dataclasses.replace(
+            settings, tls_certificate=files.certificate, tls_key=files.key, ca_certificate=files.ca
+        )
+    ERRORS.print("starting the database")
+    with installation(settings) as ready:
+        anyio.run(_serve, ready)
+    ERRORS.print("stopped")
+
+
+@click.command()
+@json_option
+@click.pass_context
+def migrate(context: click.Context, as_json: bool) -> None:
+    """Bring the database to this version's schema.
+
+    With BULKHEAD_ADMIN_DATABASE_URL set, the roles are created first, with the passwords that the owner, app and
+    maintenance URLs carry.
+    """
+    settings = settings_of(context)
+    if settings.database_url is None:
+        with installation(settings) as ready:
+            applied = anyio.run(prepare_database, ready)
+    else:
+        applied = anyio.run(_migrate, settings)
+    if as_json:
+        print_json({"applied": applied})
+    else:
+        click.echo(f"applied migrations: {', '.join(map(str, applied)) or 'none were missing'}")
+
+
+async def _migrate(settings: Settings) -> list[int]:
+    if settings.seal_keys_file is None:
+        raise Misconfigured("migrating needs BULKHEAD_SEAL_KEYS_FILE")
+    ensure_seal_keys(settings.seal_keys_file)
+    if settings.admin_database_url is not None:
+        await bootstrap_from_urls(settings)
+    return await prepare_database(settings)
+
+
+async def _serve(settings: Settings) -> None:
+    ERRORS.print("starting the servers and the worker")
+    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async with running(settings, os.environ):  # noqa: TID251  # PATH and the like, for the child processes
+            click.echo(
+                as_json(
+                    {
+                        "mcp": settings.mcp_url,
+                        "a2a": settings.a2a_url,
+                        "agent_card": f"{settings.a2a_url}/.well-known/agent-card.json",
+                        "data_dir": str(settings.data_dir.resolve()),
+                        "logs": str((settings.data_dir / "logs").resolve()),
+                        "answers": settings.llm_model or "extractive",
+                        "embeddings": settings.embeddings_model,
+                    }
+                )
+            )
+            async for _ in signals:
+                ERRORS.print("stopping")
+                return

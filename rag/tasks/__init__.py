@@ -1,0 +1,1 @@
+"""Durable tasks and their append-only event log."""

@@ -1,0 +1,183 @@
+"""Tasks and their logs in PostgreSQL, for one tenant at a time. The log is the truth: all replicas read the same rows.
+
+Above: the A2A face and the worker. Below: `rag.db` and sql/queries/tasks.sql. Sessions are passed in, so that a caller
+decides what shares a transaction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from rag.db.pool import Row, Session
+from rag.errors import NotFound
+from rag.identity.principal import Principal
+from rag.identity.scopes import parse_scopes
+from rag.tasks.values import EventKind, Grant, NewTask, Task, TaskEvent, TaskFilter, TaskState
+from sql import load_queries
+
+__all__ = [
+    "append",
+    "cancel",
+    "count_tasks",
+    "create_task",
+    "events_after",
+    "events_of",
+    "get_task",
+    "list_tasks",
+    "status_payload",
+]
+
+_QUERIES = load_queries("tasks")
+
+
+async def create_task(session: Session, principal: Principal, new: NewTask) -> None:
+    """Accept a task: its row, its first event (seq 1) and its place in the queue, all or nothing.
+
+    Raises:
+        InvalidInput: The context id has a bad length, or a text holds a NUL character.
+    """
+    grant = Grant.of(principal)
+    await session.fetch_value(
+        _QUERIES["create_task"],
+        task_id=new.task_id,
+        context_id=new.context_id,
+        workflow=new.workflow,
+        input=dict(new.input),
+        message=dict(new.message),
+        scopes=sorted(scope.value for scope in grant.scopes),
+        groups=list(grant.groups),
+        team=grant.team,
+        token_ids=list(grant.token_ids),
+        token_issued_at=grant.issued_at,
+        traceparent=new.traceparent,
+    )
+
+
+async def get_task(session: Session, task_id: UUID) -> Task:
+    """Return the task.
+
+    Raises:
+        NotFound: This tenant has none of that id.
+    """
+    row = await session.fetch_one(_QUERIES["get_task"], task_id=task_id)
+    if row is None:
+        raise NotFound("there is no such task")
+    return _task(row)
+
+
+async def list_tasks(
+    session: Session, wanted: TaskFilter, *, page_size: int, before: tuple[datetime, UUID] | None = None
+) -> list[Task]:
+    """Return up to `page_size` tasks, latest change first, that come after the position `before`."""
+    rows = await session.fetch(
+        _QUERIES["list_tasks"],
+        **_filters(wanted),
+        before_time=before[0] if before else None,
+        before_id=before[1] if before else None,
+        page_size=page_size,
+    )
+    return [_task(row) for row in rows]
+
+
+async def count_tasks(session: Session, wanted: TaskFilter) -> int:
+    """Return how many of the tenant's tasks the filter matches."""
+    return int(await session.fetch_value(_QUERIES["count_tasks"], **_filters(wanted)))
+
+
+async def events_after(session: Session, task_id: UUID, after: int) -> list[TaskEvent]:
+    """Return the events of the log with a seq greater than `after`, in order."""
+    return [_event(row) for row in await session.fetch(_QUERIES["events_after"], task_id=task_id, after=after)]
+
+
+async def events_of(session: Session, task_ids: Sequence[UUID], *, artifacts: bool) -> dict[UUID, list[TaskEvent]]:
+    """Return the logs of several tasks; without artifact events unless asked for."""
+    logs: dict[UUID, list[TaskEvent]] = {task_id: [] for task_id in task_ids}
+    for row in await session.fetch(_QUERIES["events_of"], task_ids=list(task_ids), artifacts=artifacts):
+        logs[row["task_id"]].append(_event(row))
+    return logs
+
+
+async def append(
+    session: Session,
+    task_id: UUID,
+    kind: EventKind,
+    payload: Mapping[str, Any],
+    *,
+    fence: int | None,
+    key: str | None = None,
+    state: TaskState | None = None,
+) -> int:
+    """Append one event, moving the task to `state` if given, and return its seq.
+
+    With a `key` that the log already holds nothing is appended and the seq that it has there is returned.
+
+    Raises:
+        FenceLost: `fence` is outdated: another worker owns the run, or it has ended.
+        TaskNotCancelable: The task has ended, or may not become `state`.
+    """
+    return int(
+        await session.fetch_value(
+            _QUERIES["append_event"],
+            task_id=task_id,
+            fence=fence,
+            kind=kind.value,
+            payload=dict(payload),
+            key=key,
+            state=state.value if state else None,
+        )
+    )
+
+
+async def cancel(session: Session, task_id: UUID) -> None:
+    """End the task as canceled; its worker loses the run in the same moment.
+
+    Raises:
+        NotFound: This tenant has none of that id.
+        TaskNotCancelable: It has already ended.
+    """
+    await get_task(session, task_id)
+    payload = status_payload(TaskState.CANCELED, "canceled on request")
+    await append(session, task_id, EventKind.STATUS, payload, fence=None, state=TaskState.CANCELED)
+
+
+def status_payload(state: TaskState, message: str | None, metadata: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Return the payload of a status event."""
+    return {"state": state.value, "message": message, "metadata": dict(metadata or {})}
+
+
+def _filters(wanted: TaskFilter) -> dict[str, object]:
+    return {
+        "context_id": wanted.context_id,
+        "state": wanted.state.value if wanted.state else None,
+        "since": wanted.since,
+    }
+
+
+def _task(row: Row) -> Task:
+    return Task(
+        tenant_id=row["tenant_id"],
+        task_id=row["task_id"],
+        context_id=row["context_id"],
+        workflow=row["workflow"],
+        state=TaskState(row["state"]),
+        version=row["version"],
+        input=row["input"],
+        grant=Grant(
+            subject=row["subject"],
+            scopes=parse_scopes(" ".join(row["scopes"])),
+            groups=tuple(row["groups"]),
+            team=row["team"],
+            token_ids=tuple(row["token_ids"]),
+            issued_at=row["token_issued_at"],
+        ),
+        traceparent=row["traceparent"],
+        created_at=row["created_at"],
+        updated_at=row["updated_at"],
+    )
+
+
+def _event(row: Row) -> TaskEvent:
+    return TaskEvent(seq=row["seq"], kind=EventKind(row["kind"]), payload=row["payload"], created_at=row["created_at"])

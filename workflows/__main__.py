@@ -1,0 +1,119 @@
+"""`python -m workflows`: one worker process. Runs tasks and embeds documents until SIGTERM, then hands runs back."""
+
+from __future__ import annotations
+
+import hmac
+import os
+import secrets
+import signal
+import socket
+import sys
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
+
+import anyio
+
+from rag.clients.mcp import mcp_client
+from rag.corpus.embedding import EMBEDDING_CHANNEL, run_embedder
+from rag.db.listener import Wakeups, listener
+from rag.db.pool import open_database
+from rag.errors import Misconfigured, Unavailable
+from rag.identity.scopes import Audience
+from rag.llm.ports import Chat
+from rag.runtime import Runtime, open_answerer, open_runtime, token_issuer
+from rag.settings import Settings
+from rag.telemetry import telemetry
+from workflows.checkpoints import open_checkpoints
+from workflows.runner import Runner
+from workflows.worker import CANCEL_CHANNEL, RUN_CHANNEL, Worker
+
+__all__ = ["main", "worker_of"]
+
+APPLICATION = "bulkhead-worker"
+
+
+def main() -> None:
+    """Work until SIGTERM or SIGINT."""
+    try:
+        settings = Settings.from_process()
+        with telemetry(settings, service="workflows"):
+            anyio.run(_serve, settings, backend_options={"use_uvloop": True})
+    except* (Misconfigured, Unavailable) as group:
+        exc: BaseException = group
+        while isinstance(exc, BaseExceptionGroup):
+            exc = exc.exceptions[0]
+        sys.exit(f"{type(exc).__name__}: {exc}")
+
+
+async def _serve(settings: Settings) -> None:
+    # the signals first: one that comes while the rest is opened must not end the process in the middle of it
+    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async with worker_of(settings) as worker, anyio.create_task_group() as tasks:
+            tasks.start_soon(_drain_on_signal, signals, worker)
+            await worker.serve()
+            tasks.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def worker_of(settings: Settings) -> AsyncGenerator[Worker]:
+    """Open a worker and everything that it works with; documents are embedded beside it while the block runs.
+
+    Raises:
+        Misconfigured, Unavailable: As `open_runtime`.
+    """
+    async with (
+        open_runtime(settings, audience=Audience.A2A, application=APPLICATION) as runtime,
+        open_answerer(settings, runtime.embedder) as chat,
+        listener(
+            runtime.database.dsn,
+            [RUN_CHANNEL, CANCEL_CHANNEL, EMBEDDING_CHANNEL],
+            application=f"{APPLICATION}-listen",
+        ) as wakeups,
+        _worker(runtime, chat, wakeups) as worker,
+        anyio.create_task_group() as tasks,
+    ):
+        tasks.start_soon(_embed, runtime, wakeups)
+        try:
+            yield worker
+        finally:
+            tasks.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def _worker(runtime: Runtime, chat: Chat, wakeups: Wakeups) -> AsyncGenerator[Worker]:
+    settings, dsn = runtime.settings, runtime.database.dsn
+    async with (
+        open_checkpoints(dsn, pool_size=settings.worker_slots + 1, application=f"{APPLICATION}-checkpoints") as pool,
+        open_database(dsn, sealer=None, pool_size=2, application=f"{APPLICATION}-leases") as leases_database,
+    ):
+        runner = Runner(
+            database=runtime.database,
+            checkpoints=pool,
+            issuer=token_issuer(settings, clock=runtime.clock),
+            open_tools=lambda token: mcp_client(settings.mcp_url, token, ca=settings.ca_certificate),
+            chat=chat,
+            salt_key=hmac.digest(runtime.cursor_key, b"bulkhead cache salt v1", "sha256"),
+            clock=runtime.clock,
+        )
+        yield Worker(
+            name=f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}",
+            runner=runner,
+            leases_database=leases_database,
+            wakeups=wakeups,
+            slots=settings.worker_slots,
+            lease_s=settings.lease_s,
+        )
+
+
+async def _drain_on_signal(signals: AsyncIterator[signal.Signals], worker: Worker) -> None:
+    async for _ in signals:
+        worker.drain()
+        return
+
+
+async def _embed(runtime: Runtime, wakeups: Wakeups) -> None:
+    await run_embedder(runtime.database, runtime.embedder, runtime.embedding_model, wakeups=wakeups)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,188 @@
+"""One run: from a lease to a terminal event, or to nothing at all when the lease is lost on the way.
+
+Above: `worker`. Below: LangGraph, `checkpoints`, `journal`, the registry. What a run has done is in the log and in the
+checkpoints; a run that starts looks there, so that the next attempt goes on where the last one died.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import logging
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import anyio
+from langchain_core.runnables import RunnableConfig
+from opentelemetry import trace
+
+from rag.clock import Clock
+from rag.db.pool import Database
+from rag.errors import BulkheadError, FenceLost, RateLimited, Revoked, TaskNotCancelable, Unavailable
+from rag.identity.principal import Principal
+from rag.identity.scopes import Audience
+from rag.identity.tokens import TokenIssuer
+from rag.llm.ports import Chat
+from rag.tasks import store
+from rag.tasks.values import TERMINAL, Claim, EventKind, Task, TaskState
+from rag.telemetry import carried_from, log_fields
+from workflows.checkpoints import CheckpointPool, RunContext, TenantPostgresSaver
+from workflows.journal import Journal
+from workflows.registry import find_workflow
+from workflows.workflow import Tools, Workflow, WorkflowContext
+
+__all__ = ["MAX_ATTEMPTS", "Runner", "run"]
+
+_log = logging.getLogger(__name__)
+_tracer = trace.get_tracer("bulkhead.workflows")
+CLEAN_UP_S = 5.0
+"""A node that is told to stop has this long to close what it holds open."""
+MAX_ATTEMPTS = 5
+"""A task that has killed so many workers is not given to another one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Runner:
+    """What all runs of one worker share."""
+
+    database: Database
+    checkpoints: CheckpointPool
+    issuer: TokenIssuer
+    open_tools: Callable[[str], AbstractAsyncContextManager[Tools]]
+    """Takes a bearer token for the MCP server."""
+    chat: Chat
+    salt_key: bytes
+    clock: Clock
+
+
+async def run(runner: Runner, claim: Claim) -> None:
+    """Run the claimed task to its end, or until the run is lost. Raises nothing: a run that breaks off without an end
+    is offered again when its lease runs out.
+    """
+    try:
+        async with runner.database.sealed(claim.seal) as session:
+            task = await store.get_task(session, claim.task_id)
+        if task.state in TERMINAL:
+            return
+        headers = {"traceparent": task.traceparent} if task.traceparent else {}
+        with (
+            carried_from(headers),
+            _tracer.start_as_current_span(
+                f"run {task.workflow}",
+                kind=trace.SpanKind.CONSUMER,
+                record_exception=False,
+                set_status_on_exception=False,
+            ),
+            log_fields(tenant=str(task.tenant_id), task=str(task.task_id)),
+        ):
+            trace.get_current_span().set_attribute("bulkhead.attempt", claim.attempt)
+            _log.info("attempt %d of a %s task begins", claim.attempt, task.workflow)
+            await _run_task(runner, claim, task)
+            _log.info("attempt %d ended", claim.attempt)
+    except (FenceLost, TaskNotCancelable):
+        _log.info("the run of task %s is lost or canceled; it stops", claim.task_id)
+    except Exception:  # noqa: BLE001  # the worker outlives every run
+        _log.warning("the run of task %s broke off; its lease will offer it again", claim.task_id, exc_info=True)
+
+
+async def _run_task(runner: Runner, claim: Claim, task: Task) -> None:
+    if claim.attempt > MAX_ATTEMPTS:
+        await _fail(runner, claim, f"gave up after {MAX_ATTEMPTS} attempts")
+        return
+    try:
+        workflow = find_workflow(task.workflow)
+        with anyio.fail_after(workflow.time_limit_s):
+            await _execute(runner, claim, task, workflow)
+    except (FenceLost, TaskNotCancelable):
+        raise
+    except TimeoutError:
+        await _fail(runner, claim, "the task ran into its time limit")
+    except Revoked:
+        await _fail(runner, claim, "the token that this task was started with has been revoked")
+    except (Unavailable, RateLimited) as exc:
+        if claim.attempt < MAX_ATTEMPTS:
+            await _postpone(runner, claim, exc.message)
+        else:
+            await _fail(runner, claim, exc.message)
+    except BulkheadError as exc:
+        await _fail(runner, claim, exc.message)
+    except Exception:  # noqa: BLE001  # whatever broke, the task must not stay working; its caller is told nothing
+        _log.exception("task %s failed", claim.task_id)
+        await _fail(runner, claim, "the task failed inside the server")
+
+
+async def _execute(runner: Runner, claim: Claim, task: Task, workflow: Workflow) -> None:
+    principal = task.grant.principal(task.tenant_id, expires_at=runner.clock() + workflow.time_limit_s)
+    journal = Journal(
+        database=runner.database,
+        principal=principal,
+        task_id=task.task_id,
+        fence=claim.fence,
+        attempt=claim.attempt,
+    )
+    saver = TenantPostgresSaver(
+        runner.checkpoints,
+        RunContext(seal=lambda: runner.database.seal(principal), task_id=task.task_id, fence=claim.fence),
+    )
+    graph = workflow.build().compile(checkpointer=saver)
+    config: RunnableConfig = {"configurable": {"thread_id": str(task.task_id)}}
+    context = WorkflowContext(
+        journal=journal,
+        tools=lambda: _tools(runner, principal, workflow),
+        chat=runner.chat,
+        cache_salt=hmac.digest(runner.salt_key, b"cache salt " + task.tenant_id.bytes, "sha256").hex(),
+    )
+    snapshot = await graph.aget_state(config)
+    finished = bool(snapshot.values) and not snapshot.next
+    if not finished:
+        # a checkpoint with something left to do is gone on with; none at all is a first start
+        start: Any = None if snapshot.next else dict(task.input)
+        await _cancelled_once(graph.ainvoke(start, config, context=context, durability="sync"))
+    await journal.end(TaskState.COMPLETED, None)
+
+
+async def _cancelled_once(work: Coroutine[Any, Any, Any]) -> None:
+    """Await `work` so that a cancel scope cancels it once, and wait for it to clean up.
+
+    NOTE: LangGraph starts asyncio tasks of its own. A cancelled anyio scope cancels whoever waits for them at every
+    turn of the loop, that reaches them through asyncio, and no shield inside of them holds: connections stayed open.
+    """
+    task = asyncio.create_task(work)  # noqa: TID251  # owned here: this function does not return before its end
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        task.cancel()
+        with anyio.CancelScope(shield=True):
+            await asyncio.wait([task], timeout=CLEAN_UP_S)
+        if task.done() and not task.cancelled():
+            task.exception()  # looked at: what a cancelled run still raises interests nobody
+        raise
+
+
+@asynccontextmanager
+async def _tools(runner: Runner, principal: Principal, workflow: Workflow) -> AsyncGenerator[Tools]:
+    """Open the MCP server's tools with a fresh token for its audience, narrowed to what the workflow may do."""
+    token = runner.issuer.exchange(principal, actor=Audience.A2A.value, audience=Audience.MCP, scopes=workflow.scopes)
+    async with runner.open_tools(token) as tools:
+        yield tools
+
+
+async def _fail(runner: Runner, claim: Claim, reason: str) -> None:
+    _log.warning("task %s failed: %s", claim.task_id, reason)
+    await _tell(runner, claim, TaskState.FAILED, reason, key="run:end")
+
+
+async def _postpone(runner: Runner, claim: Claim, reason: str) -> None:
+    """Say why nothing moves. The lease is left to run out, which is the pause before the next attempt."""
+    _log.warning("attempt %d of task %s stopped: %s", claim.attempt, claim.task_id, reason)
+    text = f"{reason}; attempt {claim.attempt + 1} of {MAX_ATTEMPTS} follows"
+    await _tell(runner, claim, TaskState.WORKING, text, key=f"run:postponed:{claim.attempt}")
+
+
+async def _tell(runner: Runner, claim: Claim, state: TaskState, text: str, *, key: str) -> None:
+    """Append a status under the claim's own seal: the caller's grant may be what has failed."""
+    payload = store.status_payload(state, text)
+    async with runner.database.sealed(claim.seal) as session:
+        await store.append(session, claim.task_id, EventKind.STATUS, payload, fence=claim.fence, key=key, state=state)
