@@ -8,9 +8,11 @@ import click
 
 from rag.cli.ask import ask
 from rag.cli.common import reporting_errors
+from rag.cli.demo import demo
 from rag.cli.doctor import doctor
 from rag.cli.ingest import ingest
 from rag.cli.search import search
+from rag.cli.secrets import secrets
 from rag.cli.tenants import tenant, token
 from rag.cli.up import migrate, up
 
@@ -30,7 +32,7 @@ def cli(data_dir: Path | None) -> None:
     del data_dir  # read by settings_of from the root context
 
 
-for _command in (up, migrate, tenant, token, ingest, search, ask, doctor):
+for _command in (up, demo, migrate, tenant, token, ingest, search, ask, doctor, secrets):
     cli.add_command(_command)
 
 
