@@ -38,8 +38,8 @@ from rag.tenants.operator import Tenant, Tier
 __all__ = ["demo"]
 
 TENANTS = ("securities", "privacy", "patents")
-STATUTE = "manipulative or deceptive device or contrivance in connection with the purchase or sale of any security"
-"""The words of section 10(b) of the Securities Exchange Act, 15 U.S.C. 78j: securities' text and nobody else's."""
+STATUTE = "to effect a short sale, or to use or employ any stop-loss order in connection with the purchase or sale"
+"""The words of section 10(a) of the Securities Exchange Act, 15 U.S.C. 78j(a): securities' text and nobody else's."""
 STATUTE_SOURCE = "15-78j-manipulative-and-deceptive-devices.md"
 SEARCHES = (
     ("what does the law say about manipulative and deceptive devices?", STATUTE_SOURCE),

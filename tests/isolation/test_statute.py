@@ -1,0 +1,105 @@
+"""The exact words of one tenant's statute, asked for by another through every door: all three processes, real law."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import anyio
+import pytest
+from rich.console import Console
+
+from mcp_server.tools import TOOLS
+from rag.cli.ask import run_ask
+from rag.cli.ingest import run_ingest
+from rag.cli.supervisor import free_port, running
+from rag.clients.a2a import a2a_client
+from rag.clients.mcp import McpClient, mcp_client
+from rag.errors import BulkheadError
+from rag.identity.scopes import Audience
+from rag.runtime import http_client
+from rag.settings import Settings
+from rag.tenants.operator import Tenant
+from tests.support.world import World
+
+pytestmark = pytest.mark.anyio
+
+SAMPLES = Path(__file__).parents[2] / "samples"
+STATUTE = SAMPLES / "securities" / "15-78j-manipulative-and-deceptive-devices.md"
+WORDS = "to effect a short sale, or to use or employ any stop-loss order in connection with the purchase or sale"
+MARKS = ("78j", "stop-loss order in connection with", "insider trading")
+"""What only securities' documents say; none of it may reach patents. (Arguments are echoed by no tool.)"""
+
+
+@pytest.fixture(name="settings")
+def settings_fixture(world: World, tmp_path: Path) -> Settings:
+    return dataclasses.replace(
+        world.settings, data_dir=tmp_path, mcp_port=free_port("127.0.0.1"), a2a_port=free_port("127.0.0.1")
+    )
+
+
+async def test_no_door_shows_one_tenant_the_statute_of_another(world: World, settings: Settings) -> None:
+    securities, patents = await world.tenant("securities"), await world.tenant("patents")
+    async with running(settings, os.environ):  # noqa: TID251  # PATH and the like, for the child processes
+        async with client_of(world, settings, securities) as client:
+            await run_ingest([STATUTE, *sorted((SAMPLES / "securities").glob("15-78t*.md"))], client)
+            await embedded(client)
+            hits = (await client.call("hybrid_search", {"query": WORDS}))["hits"]
+            assert hits[0]["source"] == STATUTE.name, "its owner finds it"
+            theirs = hits[0]["document_id"]
+        async with client_of(world, settings, patents) as client:
+            await run_ingest(sorted((SAMPLES / "patents").glob("35-10*.md")), client)
+            await embedded(client)
+            attempts: dict[str, list[dict[str, Any]]] = {
+                "hybrid_search": [
+                    {"query": WORDS, "limit": 50, "mode": mode} for mode in ("hybrid", "keyword", "semantic")
+                ],
+                "search_documents": [{"query": WORDS}, {"query": STATUTE.name}],
+                "retrieve_document": [{"document_id": theirs}, {"document_id": theirs, "start": 0, "end": 50}],
+                "list_documents": [{"limit": 100}],
+                "delete_document": [{"document_id": theirs}],
+                "put_document": [{"source": STATUTE.name, "title": "Mine", "text": "A text of patents' own."}],
+            }
+            assert set(attempts) == {tool.name for tool in TOOLS}, "a new tool needs an attempt here"
+            for tool, all_arguments in attempts.items():
+                for arguments in all_arguments:
+                    answer = await answer_of(client, tool, arguments)
+                    assert not [mark for mark in MARKS if mark in answer.replace(STATUTE.name, "")], tool
+                    if tool in {"retrieve_document", "delete_document"}:
+                        absent = {**arguments, "document_id": str(uuid4())}
+                        assert answer == await answer_of(client, tool, absent), "a foreign id reads like an absent one"
+        asked = await ask(world, settings, patents)
+        assert not [mark for mark in MARKS if mark in json.dumps(dataclasses.asdict(asked))]
+        async with client_of(world, settings, securities) as client:
+            kept = await client.call("retrieve_document", {"document_id": theirs})
+            assert "stop-loss order in connection with" in kept["text"], "and it is still there"
+
+
+def client_of(world: World, settings: Settings, tenant: Tenant) -> Any:
+    return mcp_client(settings.mcp_url, world.token(tenant, audience=Audience.MCP))
+
+
+async def embedded(client: McpClient) -> None:
+    with anyio.fail_after(60):
+        while (await client.call("list_documents", {"limit": 1}))["embeddings_pending"]:  # noqa: ASYNC110  # other process
+            await anyio.sleep(0.2)
+
+
+async def answer_of(client: McpClient, tool: str, arguments: dict[str, Any]) -> str:
+    try:
+        return json.dumps(await client.call(tool, arguments), sort_keys=True)
+    except BulkheadError as exc:
+        return f"{exc.code}: {exc.message}"
+
+
+async def ask(world: World, settings: Settings, tenant: Tenant) -> Any:
+    token = world.token(tenant, audience=Audience.A2A)
+    async with http_client(settings) as http, a2a_client(settings.a2a_url, token, http=http) as client:
+        with anyio.fail_after(60):
+            return await run_ask(
+                client, "May one use a stop-order to effect a short sale of a security?", progress=Console(quiet=True)
+            )
