@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import signal
 import sys
+from collections.abc import AsyncIterator
 
 import anyio
 import uvicorn
 
 from a2a_server.app import create_app
 from a2a_server.feed import TASK_CHANNEL
-from rag.db.listener import listener
+from rag.db.listener import Wakeups, listener
 from rag.errors import Misconfigured, Unavailable
 from rag.identity.scopes import Audience
 from rag.runtime import open_runtime
@@ -40,12 +41,14 @@ def main() -> None:
 
 
 async def _serve(settings: Settings) -> None:
+    stopping = anyio.Event()
     async with (
         open_runtime(settings, audience=Audience.A2A, application=APPLICATION, embeds=False) as runtime,
         listener(runtime.database.dsn, [TASK_CHANNEL], application=f"{APPLICATION}-listen") as wakeups,
+        anyio.create_task_group() as tasks,
     ):
         config = uvicorn.Config(
-            create_app(runtime, wakeups),
+            create_app(runtime, wakeups, stopping),
             host=settings.a2a_host,
             port=settings.a2a_port,
             loop="none",
@@ -63,8 +66,16 @@ async def _serve(settings: Settings) -> None:
         )
         # uvicorn raises the signal again once it has stopped: with a receiver open that is harmless, and what is open
         # here is closed in order
-        with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT):
+        with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            tasks.start_soon(_stop_on_signal, signals, stopping, wakeups)
             await uvicorn.Server(config).serve()
+            tasks.cancel_scope.cancel()
+
+
+async def _stop_on_signal(signals: AsyncIterator[signal.Signals], stopping: anyio.Event, wakeups: Wakeups) -> None:
+    async for _ in signals:
+        stopping.set()
+        wakeups.wake_all()
 
 
 if __name__ == "__main__":

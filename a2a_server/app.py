@@ -7,6 +7,7 @@ Above: `__main__` and the tests' servers. Below: `auth`, `dispatcher`, `handler`
 
 from __future__ import annotations
 
+import anyio
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -28,10 +29,13 @@ MAX_BODY_BYTES = 2**20
 PUBLIC = frozenset({CARD_PATH, "/healthz", "/readyz"})
 
 
-def create_app(runtime: Runtime, wakeups: Wakeups) -> ASGIApp:
-    """Return the application over `runtime` and `wakeups`, which the caller keeps open while it serves."""
+def create_app(runtime: Runtime, wakeups: Wakeups, stopping: anyio.Event) -> ASGIApp:
+    """Return the application over `runtime` and `wakeups`, which the caller keeps open while it serves.
+
+    Once the caller has set `stopping` and woken everybody, nobody is kept waiting for the end of a task.
+    """
     card = agent_card(runtime.settings)
-    handler = TaskHandler(database=runtime.database, wakeups=wakeups, cursor_key=runtime.cursor_key)
+    handler = TaskHandler(database=runtime.database, wakeups=wakeups, cursor_key=runtime.cursor_key, stopping=stopping)
     dispatcher = Dispatcher(handler, card)
 
     async def healthz(_: Request) -> Response:

@@ -62,6 +62,18 @@ class PrincipalContext(ServerCallContextBuilder):
         )
 
 
+class StrictRequest(Request):
+    """Reads its JSON by one strict parser, so that what was checked is what the SDK acts on.
+
+    Stricter than the SDK's own: one encoding, no NaN, no lone surrogate, bounded depth, no integer that an answer could
+    not repeat (larger ones come as floats, which are no id and no number of a field).
+    """
+
+    async def json(self) -> Any:
+        """Return the body; raises json.JSONDecodeError."""
+        return orjson.loads(await self.body())
+
+
 class Dispatcher(JsonRpcDispatcher):
     """One endpoint, any number of routes."""
 
@@ -75,9 +87,9 @@ class Dispatcher(JsonRpcDispatcher):
         """Answer one POST. Every answer is JSON-RPC, whatever came."""
         if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
             return self._generate_error_response(None, ContentTypeNotSupportedError("send application/json"))
+        request = StrictRequest(request.scope, request.receive)
         try:
-            # stricter than the SDK's own reading: one encoding, no NaN, no lone surrogate, bounded depth
-            body: Any = orjson.loads(await request.body())
+            body = await request.json()
         except orjson.JSONDecodeError:
             return self._generate_error_response(None, JSONParseError())
         except HTTPException as exc:

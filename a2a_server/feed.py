@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from uuid import UUID
 
+import anyio
+
 from rag.db.listener import Wakeups
 from rag.db.pool import Database
 from rag.identity.principal import Principal
@@ -21,16 +23,24 @@ TASK_CHANNEL = "bulkhead_task"
 
 
 async def follow(
-    database: Database, wakeups: Wakeups, principal: Principal, task_id: UUID, *, after: int
+    database: Database,
+    wakeups: Wakeups,
+    principal: Principal,
+    task_id: UUID,
+    *,
+    after: int,
+    until: anyio.Event | None = None,
 ) -> AsyncGenerator[TaskEvent]:
     """Yield the events after position `after`, each once and in order, and stop after the one that ends the task.
+
+    Stops earlier at a wake-up once `until` is set.
 
     Raises:
         Revoked: The caller's token was revoked while it listened.
         Unavailable: The database is not reachable.
     """
     with wakeups.subscribe(TASK_CHANNEL, key=str(task_id)) as woken:
-        while True:
+        while until is None or not until.is_set():
             async with database.tenant(principal) as session:
                 events = await store.events_after(session, task_id, after)
             for event in events:

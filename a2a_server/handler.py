@@ -44,18 +44,19 @@ __all__ = ["TaskHandler"]
 
 _log = logging.getLogger(__name__)
 LONGEST_BLOCK_S = 600.0
-"""SendMessage answers with the task as it stands after this long: no workflow may take longer."""
+"""SendMessage answers with the task as it stands after this long, and when the server stops."""
 _CURSOR = "tasks"
 
 
 class TaskHandler(RequestHandler):
     """Satisfies the SDK's RequestHandler; nothing but A2AError leaves it."""
 
-    def __init__(self, *, database: Database, wakeups: Wakeups, cursor_key: bytes) -> None:
-        """What is passed in stays its owner's to close."""
+    def __init__(self, *, database: Database, wakeups: Wakeups, cursor_key: bytes, stopping: anyio.Event) -> None:
+        """What is passed in stays its owner's to close, and to set."""
         self._database = database
         self._wakeups = wakeups
         self._cursor_key = cursor_key
+        self._stopping = stopping
 
     async def on_message_send(self, params: pb.SendMessageRequest, context: ServerCallContext) -> pb.Task:
         """SendMessage (3.1.1): accept, and unless told otherwise wait for the end."""
@@ -65,7 +66,7 @@ class TaskHandler(RequestHandler):
             task_id = await self._accept(principal, sent)
             if sent.wait:
                 with anyio.move_on_after(LONGEST_BLOCK_S):
-                    async with aclosing(self._follow(principal, task_id, after=1)) as events:
+                    async with aclosing(self._follow(principal, task_id, after=1, until=self._stopping)) as events:
                         async for _ in events:
                             pass
             return await self._snapshot(principal, task_id, history_length=sent.history_length)
@@ -213,8 +214,10 @@ class TaskHandler(RequestHandler):
             task, events = await _read(session, task_id)
         return outgoing.task_message(task, events, history_length=history_length)
 
-    def _follow(self, principal: Principal, task_id: UUID, *, after: int) -> AsyncGenerator[TaskEvent]:
-        return follow(self._database, self._wakeups, principal, task_id, after=after)
+    def _follow(
+        self, principal: Principal, task_id: UUID, *, after: int, until: anyio.Event | None = None
+    ) -> AsyncGenerator[TaskEvent]:
+        return follow(self._database, self._wakeups, principal, task_id, after=after, until=until)
 
     async def _messages(self, principal: Principal, task: Task, *, after: int) -> AsyncGenerator[outgoing.StreamEvent]:
         async with aclosing(self._follow(principal, task.task_id, after=after)) as events:

@@ -19,7 +19,7 @@ import anyio
 from rag.db.embedded import EmbeddedPostgres, embedded_postgres
 from rag.db.migrate import LOGIN_ROLES, bootstrap, ensure_database, install_seal_keys, migrate, register_embedding_model
 from rag.errors import Misconfigured
-from rag.identity.keys import ensure_keys, write_private
+from rag.identity.keys import ensure_keys, turn, write_private
 from rag.identity.seal import ensure_seal_keys
 from rag.settings import Settings
 
@@ -142,8 +142,10 @@ async def _prepare_embedded(settings: Settings, server: EmbeddedPostgres) -> Non
 
 
 def _passwords(path: Path) -> dict[str, str]:
-    if not path.exists():
-        write_private(path, json.dumps({role: secrets.token_urlsafe(24) for role in LOGIN_ROLES}, indent=2).encode())
+    with turn(path.parent):
+        if not path.exists():
+            made = {role: secrets.token_urlsafe(24) for role in LOGIN_ROLES}
+            write_private(path, json.dumps(made, indent=2).encode())
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
         return {role: str(stored[role]) for role in LOGIN_ROLES}

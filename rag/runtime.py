@@ -67,6 +67,7 @@ async def open_runtime(
     """
     if settings.database_url is None or settings.seal_keys_file is None:
         raise Misconfigured("a server needs BULKHEAD_DATABASE_URL and BULKHEAD_SEAL_KEYS_FILE; `bulkhead up` sets both")
+    _check_tls(settings)
     keys = load_seal_keys(settings.seal_keys_file)
     verifier = TokenVerifier(
         keys=load_public_keys(settings.certs_dir), issuer=settings.issuer, audience=audience, clock=clock
@@ -119,11 +120,30 @@ def token_issuer(settings: Settings, *, clock: Clock = system_clock) -> TokenIss
 
 
 def http_client(settings: Settings) -> httpx.AsyncClient:
-    """Return a client that trusts the system's authorities and, if configured, the installation's own."""
+    """Return a client that trusts the system's authorities and, if configured, the installation's own.
+
+    Raises:
+        Misconfigured: The authority's file cannot be used.
+    """
     context = ssl.create_default_context()
     if settings.ca_certificate is not None:
-        context.load_verify_locations(cafile=str(settings.ca_certificate))
+        try:
+            context.load_verify_locations(cafile=str(settings.ca_certificate))
+        except OSError as exc:  # ssl.SSLError is one
+            raise Misconfigured("BULKHEAD_CA_CERTIFICATE does not name a readable file of PEM certificates") from exc
     return httpx.AsyncClient(verify=context)
+
+
+def _check_tls(settings: Settings) -> None:
+    """Refuse files that the HTTP server would otherwise stumble over, with a traceback, once everything is open."""
+    if settings.tls_certificate is None or settings.tls_key is None:
+        return
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(settings.tls_certificate, settings.tls_key)
+    except OSError as exc:
+        raise Misconfigured(
+            "BULKHEAD_TLS_CERTIFICATE and BULKHEAD_TLS_KEY do not name a readable PEM certificate and its key"
+        ) from exc
 
 
 class _NoEmbedder:

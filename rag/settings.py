@@ -7,6 +7,7 @@ malformed refuses the start with a message that names the variable; nothing fall
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,6 +20,21 @@ __all__ = ["SECRETS", "VARIABLES", "Settings"]
 
 DEFAULT_DATA_DIR = Path(".bulkhead")
 DEFAULT_CERTS_DIR = Path("certs")
+LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+_HTTP = ("http://", "https://")
+_POSTGRES = ("postgresql://", "postgres://")
+URL_SCHEMES: Mapping[str, tuple[str, ...]] = {
+    "database_url": _POSTGRES,
+    "owner_database_url": _POSTGRES,
+    "maintenance_database_url": _POSTGRES,
+    "admin_database_url": _POSTGRES,
+    "redis_url": ("redis://", "rediss://", "unix://"),
+    "mcp_public_url": _HTTP,
+    "a2a_public_url": _HTTP,
+    "embeddings_url": _HTTP,
+    "llm_url": _HTTP,
+    "otlp_endpoint": _HTTP,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,7 +119,9 @@ class Settings:
         environ = _with_files(environ)
         unknown = sorted(name for name in environ if name.startswith("BULKHEAD_") and name not in VARIABLES)
         if unknown:
-            raise Misconfigured(f"unknown setting {unknown[0]}; known: {', '.join(sorted(VARIABLES))}")
+            meant = difflib.get_close_matches(unknown[0], VARIABLES, n=1, cutoff=0.85)
+            hint = f"did you mean {meant[0]}? " if meant else ""
+            raise Misconfigured(f"unknown setting {unknown[0]}; {hint}docs/configuration.md lists all of them")
         values: dict[str, object] = {}
         types = {field.name: str(field.type) for field in dataclasses.fields(cls)}
         for variable, field in VARIABLES.items():
@@ -135,14 +153,17 @@ class Settings:
             raise Misconfigured("BULKHEAD_DATABASE_URL needs BULKHEAD_SEAL_KEYS_FILE (made by `bulkhead migrate`)")
         if self.llm_url is not None and self.llm_model is None:
             raise Misconfigured("BULKHEAD_LLM_URL needs BULKHEAD_LLM_MODEL")
-        for variable, url in (
-            ("BULKHEAD_LLM_URL", self.llm_url),
-            ("BULKHEAD_EMBEDDINGS_URL", self.embeddings_url),
-            ("BULKHEAD_MCP_URL", self.mcp_public_url),
-            ("BULKHEAD_A2A_URL", self.a2a_public_url),
-        ):
-            if url is not None and urlsplit(url).scheme not in {"http", "https"}:
-                raise Misconfigured(f"{variable} must be an http or https URL")
+        for field, schemes in URL_SCHEMES.items():
+            url: str | None = getattr(self, field)
+            if url is not None and not _is_url(url, schemes):
+                raise Misconfigured(f"{_variable(field)} must be a URL that begins with {' or '.join(schemes)}")
+        for field in ("mcp_port", "a2a_port"):
+            if not 1 <= getattr(self, field) <= 65535:
+                raise Misconfigured(f"{_variable(field)} must be between 1 and 65535")
+        if (self.mcp_host, self.mcp_port) == (self.a2a_host, self.a2a_port):
+            raise Misconfigured("BULKHEAD_MCP_PORT and BULKHEAD_A2A_PORT must differ: each server listens on its own")
+        if self.log_level.upper() not in LOG_LEVELS:
+            raise Misconfigured(f"BULKHEAD_LOG_LEVEL must be one of {', '.join(LOG_LEVELS)}")
         for variable, number in (
             ("BULKHEAD_POOL_SIZE", self.pool_size),
             ("BULKHEAD_EMBEDDINGS_DIMENSION", self.embeddings_dimension),
@@ -227,6 +248,22 @@ SECRETS = frozenset(
         "BULKHEAD_LLM_API_KEY",
     }
 )
+
+
+def _variable(field: str) -> str:
+    return next(variable for variable, named in VARIABLES.items() if named == field)
+
+
+def _is_url(text: str, schemes: tuple[str, ...]) -> bool:
+    if not text.startswith(schemes):
+        return False
+    if schemes is not _HTTP:  # PostgreSQL's may name several hosts and ports
+        return True
+    try:
+        parts = urlsplit(text)
+        return bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError:
+        return False
 
 
 def _with_files(environ: Mapping[str, str]) -> dict[str, str]:

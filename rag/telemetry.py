@@ -11,6 +11,7 @@ import sys
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from datetime import UTC, datetime
 
 import orjson
 from opentelemetry import context as otel_context
@@ -24,6 +25,8 @@ from rag.settings import Settings
 
 __all__ = ["carried_from", "carrier", "log_fields", "telemetry"]
 
+OURS = ("mcp_server", "a2a_server", "workflows", "rag", "uvicorn.error")
+"""The loggers that BULKHEAD_LOG_LEVEL is about: what they say is ours to answer for (uvicorn's: that it listens)."""
 _FIELDS: ContextVar[Mapping[str, str]] = ContextVar("bulkhead_log_fields", default={})  # noqa: B039  # never mutated
 
 
@@ -34,10 +37,12 @@ def telemetry(settings: Settings, *, service: str) -> Generator[None]:
     handler.setFormatter(_JsonLines(service))
     root = logging.getLogger()
     root.handlers[:] = [handler]
-    root.setLevel(settings.log_level.upper())
-    for noisy in ("httpx", "httpcore", "httpx2", "httpcore2", "mcp", "a2a", "uvicorn.access", "asyncio"):
-        # a2a logs request bodies at DEBUG and parameters at ERROR: document text must not reach a log
-        logging.getLogger(noisy).setLevel(logging.CRITICAL if noisy == "a2a" else logging.WARNING)
+    level = logging.getLevelNamesMapping()[settings.log_level.upper()]
+    # below WARNING libraries tell what they carry: sse_starlette every event, httpx every address
+    root.setLevel(max(level, logging.WARNING))
+    for name in OURS:
+        logging.getLogger(name).setLevel(level)
+    logging.getLogger("a2a").setLevel(logging.CRITICAL)  # quotes a request's parameters at ERROR
     # also without an exporter: the ids of a trace in every process's log are what joins them
     provider = TracerProvider(resource=Resource.create({"service.name": service, "service.namespace": "bulkhead"}))
     if settings.otlp_endpoint is not None:
@@ -88,7 +93,7 @@ class _JsonLines(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         span = trace.get_current_span().get_span_context()
         line: dict[str, object] = {
-            "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S") + f".{int(record.msecs):03}",
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname,
             "service": self._service,
             "logger": record.name,

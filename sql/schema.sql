@@ -26,17 +26,18 @@ CREATE FUNCTION queue.claim_embeddings_v1(wanted integer, lease_s double precisi
     LANGUAGE sql SECURITY DEFINER
     SET search_path TO ''
     AS $$
-    update queue.embedding e
-    set available_at = clock_timestamp() + make_interval(secs => lease_s * (1 << least(e.attempts, 6))),
-        attempts = e.attempts + 1
-    from (
+    with due as materialized (
         select q.tenant_id, q.document_id
         from queue.embedding q
         where q.available_at <= clock_timestamp()
         order by q.available_at
         for update skip locked
         limit wanted
-    ) due
+    )
+    update queue.embedding e
+    set available_at = clock_timestamp() + make_interval(secs => lease_s * (1 << least(e.attempts, 6))),
+        attempts = e.attempts + 1
+    from due
     where e.tenant_id = due.tenant_id and e.document_id = due.document_id
     returning e.document_id, e.attempts, seal.mint_v1(e.tenant_id, 'system:embedder', 600);
 $$;
@@ -47,19 +48,38 @@ CREATE FUNCTION queue.claim_runs_v1(claimant text, wanted integer, lease_s doubl
     LANGUAGE sql SECURITY DEFINER
     SET search_path TO ''
     AS $$
+    with suspect as materialized (
+        select q.task_id
+        from queue.run q
+        where (q.leased_until is null or q.leased_until <= clock_timestamp())
+            and q.attempt >= 2
+            and not exists (
+                select from queue.run h
+                where h.worker = claimant and h.attempt > 2 and h.leased_until > clock_timestamp()
+            )
+        order by q.enqueued_at
+        for update skip locked
+        limit least(wanted, 1)
+    ),
+    other as materialized (
+        select q.task_id
+        from queue.run q
+        where (q.leased_until is null or q.leased_until <= clock_timestamp()) and q.attempt < 2
+        order by q.enqueued_at
+        for update skip locked
+        limit wanted - (select count(*) from suspect)
+    ),
+    due as (
+        select task_id from suspect
+        union all
+        select task_id from other
+    )
     update queue.run r
     set worker = claimant,
         fence = r.fence + 1,
         attempt = r.attempt + 1,
         leased_until = clock_timestamp() + make_interval(secs => lease_s)
-    from (
-        select q.task_id
-        from queue.run q
-        where q.leased_until is null or q.leased_until <= clock_timestamp()
-        order by q.enqueued_at
-        for update skip locked
-        limit wanted
-    ) due
+    from due
     where r.task_id = due.task_id
     returning r.task_id, r.fence, r.attempt, seal.mint_v1(r.tenant_id, 'system:worker', 600);
 $$;
@@ -455,6 +475,7 @@ CREATE FUNCTION rag.search_v1(context text, query text, query_vector public.half
     LANGUAGE plpgsql
     SET search_path TO ''
     SET plan_cache_mode TO 'force_custom_plan'
+    SET enable_material TO 'off'
     AS $$
 #variable_conflict use_column
 declare
@@ -478,12 +499,13 @@ begin
         where s.tenant_id = tenant
     ),
     asked as materialized (
-        select w.lexeme
+        -- a word that is asked for twice counts twice, which long queries gain by
+        select w.lexeme, cardinality(w.positions) as times
         from unnest(to_tsvector(config, query)) as w
         where lexical_weight > 0
     ),
     occurrence as materialized (
-        select p.term, u.chunk_id, u.frequency, u.length
+        select p.term, a.times, u.chunk_id, u.frequency, u.length
         from asked a
         join rag.posting p on p.tenant_id = tenant and p.term = a.lexeme
         cross join lateral unnest(p.chunk_ids, p.frequencies, p.lengths) as u (chunk_id, frequency, length)
@@ -501,10 +523,9 @@ begin
         select
             o.chunk_id,
             sum(round(
-                scale * i.idf * o.frequency * (k1 + one)
+                scale * i.idf * o.times * o.frequency * (k1 + one)
                 / (o.frequency + k1 * (one - b + b * o.length / s.avgdl))
-            )::bigint)::bigint as points,
-            array_agg(o.term order by o.term) as matched
+            )::bigint)::bigint as points
         from occurrence o
         join inverse i on i.term = o.term
         cross join stats s
@@ -539,7 +560,6 @@ begin
         select
             c.*,
             coalesce(k.points, 0) as points,
-            k.matched,
             case
                 when dense_weight > 0 and query_vector is not null
                 then round(scale * (one - (e.vector operator(public.<=>) query_vector)))::bigint
@@ -577,14 +597,22 @@ begin
         from fused f
         order by f.lexical_term + f.dense_term desc, f.chunk_id
         limit wanted
+    ),
+    -- for the hits alone: sorting the terms of every matching chunk took longer than scoring them
+    matched as (
+        select o.chunk_id, array_agg(o.term order by o.term) as terms
+        from occurrence o
+        join top t on t.chunk_id = o.chunk_id
+        group by o.chunk_id
     )
     select
         c.document_id, d.source, d.title, d.version, c.number, c.heading, c.start_char, c.end_char, c.text,
         t.total, t.lexical_place, t.points / scale, t.lexical_term,
-        t.dense_place, t.cosine / scale, t.dense_term, t.imputed, coalesce(t.matched, '{}')
+        t.dense_place, t.cosine / scale, t.dense_term, t.imputed, coalesce(m.terms, '{}')
     from top t
     join rag.chunk c on c.tenant_id = tenant and c.chunk_id = t.chunk_id
     join rag.document d on d.tenant_id = tenant and d.document_id = c.document_id
+    left join matched m on m.chunk_id = t.chunk_id
     order by t.total desc, t.chunk_id;
 end
 $$;
@@ -647,7 +675,7 @@ begin
         raise exception 'tenant context refused' using errcode = '42501', detail = 'forged';
     end if;
     payload := payload_text::jsonb;
-    if (payload ->> 'exp')::double precision <= extract(epoch from clock_timestamp()) then
+    if ((payload ->> 'exp')::double precision > extract(epoch from clock_timestamp())) is not true then
         raise exception 'tenant context refused' using errcode = '42501', detail = 'expired';
     end if;
     tenant := (payload ->> 'tenant')::uuid;
@@ -2506,6 +2534,72 @@ GRANT USAGE ON SCHEMA rag TO bulkhead_queue;
 
 GRANT USAGE ON SCHEMA seal TO bulkhead_queue;
 GRANT USAGE ON SCHEMA seal TO bulkhead_maintenance;
+
+REVOKE ALL ON LANGUAGE plpgsql FROM PUBLIC;
+GRANT ALL ON LANGUAGE plpgsql TO bulkhead_owner;
+
+REVOKE ALL ON FUNCTION pg_catalog.lo_creat(integer) FROM PUBLIC;
+GRANT ALL ON FUNCTION pg_catalog.lo_creat(integer) TO bulkhead_owner;
+
+REVOKE ALL ON FUNCTION pg_catalog.lo_create(oid) FROM PUBLIC;
+GRANT ALL ON FUNCTION pg_catalog.lo_create(oid) TO bulkhead_owner;
+
+REVOKE ALL ON FUNCTION pg_catalog.lo_from_bytea(oid, bytea) FROM PUBLIC;
+GRANT ALL ON FUNCTION pg_catalog.lo_from_bytea(oid, bytea) TO bulkhead_owner;
+
+REVOKE ALL ON FUNCTION pg_catalog.pg_advisory_lock(bigint) FROM PUBLIC;
+GRANT ALL ON FUNCTION pg_catalog.pg_advisory_lock(bigint) TO bulkhead_owner;
+
+REVOKE ALL ON FUNCTION pg_catalog.pg_advisory_lock(integer, integer) FROM PUBLIC;
+GRANT ALL ON FUNCTION pg_catalog.pg_advisory_lock(integer, integer) TO bulkhead_owner;
+
+REVOKE ALL ON FUNCTION pg_catalog.pg_advisory_lock_shared(bigint) FROM PUBLIC;
+GRANT ALL ON FUNCTION pg_catalog.pg_advisory_lock_shared(bigint) TO bulkhead_owner;
+
+REVOKE ALL ON FUNCTION pg_catalog.pg_advisory_lock_shared(integer, integer) FROM PUBLIC;
+GRANT ALL ON FUNCTION pg_catalog.pg_advisory_lock_shared(integer, integer) TO bulkhead_owner;
+
+REVOKE ALL ON FUNCTION pg_catalog.pg_advisory_xact_lock(bigint) FROM PUBLIC;
+GRANT ALL ON FUNCTION pg_catalog.pg_advisory_xact_lock(bigint) TO bulkhead_owner;
+
+REVOKE ALL ON FUNCTION pg_catalog.pg_advisory_xact_lock(integer, integer) FROM PUBLIC;
+GRANT ALL ON FUNCTION pg_catalog.pg_advisory_xact_lock(integer, integer) TO bulkhead_owner;
+
+REVOKE ALL ON FUNCTION pg_catalog.pg_advisory_xact_lock_shared(bigint) FROM PUBLIC;
+GRANT ALL ON FUNCTION pg_catalog.pg_advisory_xact_lock_shared(bigint) TO bulkhead_owner;
+
+REVOKE ALL ON FUNCTION pg_catalog.pg_advisory_xact_lock_shared(integer, integer) FROM PUBLIC;
+GRANT ALL ON FUNCTION pg_catalog.pg_advisory_xact_lock_shared(integer, integer) TO bulkhead_owner;
+
+REVOKE ALL ON FUNCTION pg_catalog.pg_cancel_backend(integer) FROM PUBLIC;
+GRANT ALL ON FUNCTION pg_catalog.pg_cancel_backend(integer) TO bulkhead_owner;
+
+REVOKE ALL ON FUNCTION pg_catalog.pg_terminate_backend(pid integer, timeout bigint) FROM PUBLIC;
+GRANT ALL ON FUNCTION pg_catalog.pg_terminate_backend(pid integer, timeout bigint) TO bulkhead_owner;
+
+REVOKE ALL ON FUNCTION pg_catalog.pg_try_advisory_lock(bigint) FROM PUBLIC;
+GRANT ALL ON FUNCTION pg_catalog.pg_try_advisory_lock(bigint) TO bulkhead_owner;
+
+REVOKE ALL ON FUNCTION pg_catalog.pg_try_advisory_lock(integer, integer) FROM PUBLIC;
+GRANT ALL ON FUNCTION pg_catalog.pg_try_advisory_lock(integer, integer) TO bulkhead_owner;
+
+REVOKE ALL ON FUNCTION pg_catalog.pg_try_advisory_lock_shared(bigint) FROM PUBLIC;
+GRANT ALL ON FUNCTION pg_catalog.pg_try_advisory_lock_shared(bigint) TO bulkhead_owner;
+
+REVOKE ALL ON FUNCTION pg_catalog.pg_try_advisory_lock_shared(integer, integer) FROM PUBLIC;
+GRANT ALL ON FUNCTION pg_catalog.pg_try_advisory_lock_shared(integer, integer) TO bulkhead_owner;
+
+REVOKE ALL ON FUNCTION pg_catalog.pg_try_advisory_xact_lock(bigint) FROM PUBLIC;
+GRANT ALL ON FUNCTION pg_catalog.pg_try_advisory_xact_lock(bigint) TO bulkhead_owner;
+
+REVOKE ALL ON FUNCTION pg_catalog.pg_try_advisory_xact_lock(integer, integer) FROM PUBLIC;
+GRANT ALL ON FUNCTION pg_catalog.pg_try_advisory_xact_lock(integer, integer) TO bulkhead_owner;
+
+REVOKE ALL ON FUNCTION pg_catalog.pg_try_advisory_xact_lock_shared(bigint) FROM PUBLIC;
+GRANT ALL ON FUNCTION pg_catalog.pg_try_advisory_xact_lock_shared(bigint) TO bulkhead_owner;
+
+REVOKE ALL ON FUNCTION pg_catalog.pg_try_advisory_xact_lock_shared(integer, integer) FROM PUBLIC;
+GRANT ALL ON FUNCTION pg_catalog.pg_try_advisory_xact_lock_shared(integer, integer) TO bulkhead_owner;
 
 REVOKE ALL ON FUNCTION queue.claim_embeddings_v1(wanted integer, lease_s double precision) FROM PUBLIC;
 GRANT ALL ON FUNCTION queue.claim_embeddings_v1(wanted integer, lease_s double precision) TO bulkhead_app;

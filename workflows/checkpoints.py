@@ -75,6 +75,16 @@ async def open_checkpoints(dsn: str, *, pool_size: int, application: str) -> Asy
     Raises:
         Unavailable: The server does not accept connections.
     """
+
+    async def alive(connection: AsyncConnection[DictRow]) -> None:
+        # psycopg sees that a connection is gone when it uses it. After a restart of the server all are: they go
+        # together, since the pool would pause longer from each that fails to the next, and cost runs their attempts.
+        try:
+            await CheckpointPool.check_connection(connection)
+        except psycopg.OperationalError:
+            await pool.drain()
+            raise
+
     options = f"-c search_path=checkpoint -c statement_timeout={STATEMENT_TIMEOUT_MS} -c timezone=UTC"
     pool: CheckpointPool = AsyncConnectionPool(
         dsn,
@@ -82,6 +92,8 @@ async def open_checkpoints(dsn: str, *, pool_size: int, application: str) -> Asy
         max_size=pool_size,
         timeout=ACQUIRE_TIMEOUT_S,
         open=False,
+        reconnect_timeout=ACQUIRE_TIMEOUT_S,  # then whoever comes next tries at once
+        check=alive,
         kwargs={
             "autocommit": True,
             "row_factory": dict_row,

@@ -1,8 +1,8 @@
 """What a run tells the world: events appended to its task's log, once each, under the run's fence.
 
 Above: the graphs and `runner`. Below: `rag.tasks.store`. A step's events are keyed by (LangGraph task id, name): a
-step that is replayed after a crash finds them and appends nothing. Pieces of an artifact are keyed with the attempt as
-well: a new attempt starts the artifact again under the same id.
+step that is replayed after a crash finds them and appends nothing. Pieces of an artifact are keyed with the fence as
+well: whoever takes the run over starts the artifact again under the same id.
 """
 
 from __future__ import annotations
@@ -51,7 +51,6 @@ class Journal:
     principal: Principal
     task_id: UUID
     fence: int
-    attempt: int
 
     async def progress(self, step: Step, name: str, text: str, /, **metadata: Any) -> None:
         """Tell how far the run is; `name` is unique within the step."""
@@ -92,7 +91,7 @@ class Journal:
                 await anyio.sleep(BATCH_S)
                 while pieces.statistics().current_buffer_used:
                     text += pieces.receive_nowait()
-                key = f"{step.id}:{artifact_id}:{self.attempt}.{step.try_number}:{number}"
+                key = f"{step.id}:{artifact_id}:{self.fence}.{step.try_number}:{number}"
                 payload = _artifact_payload(artifact_id, [{"text": text}], append=number > 0, last_chunk=False)
                 await self._append(EventKind.ARTIFACT, payload, key=key, state=None)
                 number += 1

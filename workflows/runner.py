@@ -115,13 +115,7 @@ async def _run_task(runner: Runner, claim: Claim, task: Task) -> None:
 
 async def _execute(runner: Runner, claim: Claim, task: Task, workflow: Workflow) -> None:
     principal = task.grant.principal(task.tenant_id, expires_at=runner.clock() + workflow.time_limit_s)
-    journal = Journal(
-        database=runner.database,
-        principal=principal,
-        task_id=task.task_id,
-        fence=claim.fence,
-        attempt=claim.attempt,
-    )
+    journal = Journal(database=runner.database, principal=principal, task_id=task.task_id, fence=claim.fence)
     saver = TenantPostgresSaver(
         runner.checkpoints,
         RunContext(seal=lambda: runner.database.seal(principal), task_id=task.task_id, fence=claim.fence),

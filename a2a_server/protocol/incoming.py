@@ -11,7 +11,7 @@ from datetime import UTC
 from typing import Any
 from uuid import UUID
 
-from a2a.types.a2a_pb2 import ListTasksRequest, Message, SendMessageRequest, TaskState
+from a2a.types.a2a_pb2 import ListTasksRequest, Message, Role, SendMessageRequest, TaskState
 from a2a.utils.errors import ContentTypeNotSupportedError, PushNotificationNotSupportedError
 from google.protobuf.json_format import MessageToDict
 
@@ -61,7 +61,7 @@ def sent_message(request: SendMessageRequest) -> Sent:
     """Read SendMessage and SendStreamingMessage.
 
     Raises:
-        InvalidInput: An id is too long, or there is no text.
+        InvalidInput: An id is too long, the role is not the caller's, or there is no text.
         NotFound: The taskId cannot be the id of a task.
         ContentTypeNotSupportedError: A part is not text, or no output mode of ours is accepted.
         PushNotificationNotSupportedError: A webhook is asked for.
@@ -70,6 +70,8 @@ def sent_message(request: SendMessageRequest) -> Sent:
     for name, value in (("messageId", message.message_id), ("contextId", message.context_id)):
         if len(value) > MAX_ID_CHARS:
             raise InvalidInput(f"{name} is longer than {MAX_ID_CHARS} characters")
+    if message.role != Role.ROLE_USER:
+        raise InvalidInput("a message to an agent has the role ROLE_USER")
     if configuration.HasField("task_push_notification_config"):
         raise PushNotificationNotSupportedError
     accepted = configuration.accepted_output_modes
@@ -139,10 +141,13 @@ def list_filter_of(request: ListTasksRequest) -> values.TaskFilter:
     """Return which tasks are wanted.
 
     Raises:
-        InvalidInput: The contextId is too long.
+        InvalidInput: The contextId is too long, or the status is none of ours.
     """
     if len(request.context_id) > MAX_ID_CHARS:
         raise InvalidInput(f"contextId is longer than {MAX_ID_CHARS} characters")
+    # NOTE: a name that is unknown never gets here: the SDK reads it as UNSPECIFIED, which filters nothing.
+    if request.status and request.status not in _STATES:
+        raise InvalidInput("status is not the state of a task")
     since = None
     if request.HasField("status_timestamp_after"):
         since = request.status_timestamp_after.ToDatetime(tzinfo=UTC)

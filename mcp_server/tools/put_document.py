@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from mcp_server.tools.tool import Arguments, Output, Tool
-from rag.corpus.store import MAX_METADATA_BYTES, MAX_SOURCE_BYTES, NewDocument, put_document
+from rag.corpus.metadata import MAX_METADATA_BYTES
+from rag.corpus.store import MAX_SOURCE_BYTES, NewDocument, put_document
 from rag.corpus.text import MAX_TEXT_CHARS, MAX_TITLE_CHARS
 from rag.identity.principal import Principal
 from rag.identity.scopes import Scope

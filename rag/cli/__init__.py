@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
+from types import FrameType
 
 import click
 
@@ -37,6 +39,12 @@ for _command in (up, demo, migrate, tenant, token, ingest, search, ask, doctor, 
 
 
 def main() -> None:
-    """Run the command line."""
+    """Run the command line. SIGTERM ends a verb as Ctrl-C does, so that it stops what it has started."""
+    signal.signal(signal.SIGTERM, _interrupt)
     with reporting_errors():
         cli()
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    del number, frame
+    signal.raise_signal(signal.SIGINT)

@@ -18,6 +18,7 @@ from typing import Any, ParamSpec, TypeVar
 import anyio
 import click
 from rich.console import Console
+from rich.markup import escape
 
 from rag.db.pool import open_database
 from rag.errors import BulkheadError, Misconfigured, NotFound
@@ -63,12 +64,12 @@ def reporting_errors() -> Generator[None]:
     """End the process with one clear line and status 1 where a verb fails."""
     try:
         yield
-    except (BulkheadError, BaseExceptionGroup) as exc:
+    except (BulkheadError, OSError, BaseExceptionGroup) as exc:
         error = _first_of_ours(exc)
         if error is None:
             raise
-        ERRORS.print(f"[bold red]{error.code}[/]: ", end="")
-        ERRORS.print(error.message, markup=False)
+        # not wrapped: a line is searched for and copied more often than it is read in a narrow window
+        ERRORS.print(f"[bold red]{error.code}[/]: {escape(error.message)}", soft_wrap=True)
         sys.exit(1)
 
 
@@ -77,6 +78,8 @@ def _first_of_ours(exc: BaseException) -> BulkheadError | None:
     if isinstance(exc, BaseExceptionGroup):
         found = [_first_of_ours(child) for child in exc.exceptions]
         return found[0] if all(found) else None
+    if isinstance(exc, OSError) and exc.strerror:  # what the network raises is ours by now: this is a file or the disk
+        return Misconfigured(f"{exc.filename or 'the file system'}: {exc.strerror}; mend it, or choose another path")
     return exc if isinstance(exc, BulkheadError) else None
 
 

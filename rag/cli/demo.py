@@ -28,7 +28,7 @@ from rag.cli.ingest import run_ingest
 from rag.cli.supervisor import free_port, port_is_free, running
 from rag.clients.a2a import a2a_client
 from rag.clients.mcp import McpClient, mcp_client
-from rag.errors import BulkheadError, Conflict, Misconfigured
+from rag.errors import BulkheadError, Conflict, Misconfigured, Unavailable
 from rag.identity.scopes import Audience, Scope
 from rag.installation import installation
 from rag.runtime import http_client, token_issuer
@@ -57,7 +57,10 @@ _out = Console(highlight=False, width=None if sys.stdout.isatty() else 116)
 @click.command()
 @click.pass_context
 def demo(context: click.Context) -> None:
-    """Start everything, load three tenants of real law, search, ask, and prove the walls."""
+    """Show the whole job on real text, in minutes.
+
+    Starts everything, loads three tenants of real law, searches, asks, and proves the walls.
+    """
     started = time.monotonic()
     _say(
         "Bulkhead keeps many tenants' documents in one PostgreSQL, lets AI clients search them (MCP) and agents work "
@@ -115,10 +118,12 @@ async def _fill(settings: Settings, tenants: Mapping[str, Tenant]) -> None:
             raise BulkheadError(f"{len(report.refused)} sample documents were refused")
         _out.print(f"  {name}: {report.created} new, {report.unchanged} unchanged; searchable by words now")
     _out.print("  vectors follow in the background; waiting for them, so that meaning can be searched too")
-    with anyio.fail_after(VECTORS_BOUND_S):
+    with anyio.move_on_after(VECTORS_BOUND_S) as bound:
         while waiting := sum([await _waiting(settings, tenant) for tenant in tenants.values()]):
             _out.print(f"  {waiting} documents still without vectors")
             await anyio.sleep(3.0)
+    if bound.cancelled_caught:
+        raise Unavailable(f"the vectors were not made in {VECTORS_BOUND_S:.0f} s; see {settings.data_dir}/logs")
 
 
 async def _waiting(settings: Settings, tenant: Tenant) -> int:

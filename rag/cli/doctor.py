@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -16,15 +17,16 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from rag.cli.common import json_option, print_json, settings_of
-from rag.db.embedded import pg_binary
+from rag.cli.common import json_option, operator, print_json, settings_of
+from rag.db.embedded import embedded_postgres
 from rag.db.gates import check_role
 from rag.db.migrate import pending_migrations
 from rag.db.pool import open_database
-from rag.errors import BulkheadError, Misconfigured, Unavailable
+from rag.errors import BulkheadError, Misconfigured, SealRefused, Unavailable
 from rag.identity.keys import load_public_keys, load_signing_key
-from rag.identity.seal import load_seal_keys
-from rag.installation import embedded_is_running, installation
+from rag.identity.principal import Principal
+from rag.identity.seal import Sealer, load_seal_keys
+from rag.installation import DATABASE, SEAL_KEYS_NAME, embedded_is_running, embedded_settings
 from rag.llm.minilm import load_minilm
 from rag.llm.openai_embeddings import OpenAiEmbedder
 from rag.runtime import http_client
@@ -73,14 +75,14 @@ def doctor(context: click.Context, as_json: bool) -> None:
 
 
 def _with_database(settings: Settings) -> list[Finding]:
-    """Look at the embedded server only where it exists: a doctor installs nothing."""
+    """Look at the embedded server only where it runs, and without migrating it: a doctor changes nothing."""
     if settings.database_url is not None or not embedded_is_running(settings.data_dir):
         return anyio.run(examine, settings)
     try:
-        with installation(settings) as ready:
-            return anyio.run(examine, ready)
+        with embedded_postgres(settings.data_dir) as server:
+            return anyio.run(examine, embedded_settings(settings, server, database=DATABASE))
     except BulkheadError as exc:
-        return [Finding(name="database", verdict=Verdict.FAILED, seen=exc.message, advice="see postgres.log")]
+        return [Finding(name="database", verdict=Verdict.FAILED, seen=exc.message, advice="mend this, then look again")]
 
 
 async def examine(settings: Settings) -> list[Finding]:
@@ -89,7 +91,7 @@ async def examine(settings: Settings) -> list[Finding]:
         ("python", "install Python 3.11 or newer", _python),
         ("signing keys", "run `bulkhead up` or `bulkhead migrate` to make them", _keys),
         ("database", "run `bulkhead up`, or set BULKHEAD_DATABASE_URL", _database),
-        ("schema", "run `bulkhead migrate`", _schema),
+        ("schema", "run `bulkhead migrate`, or the version of Bulkhead that this database was made for", _schema),
         ("seal keys", "run `bulkhead migrate`", _seal),
         ("redis", "start it, or unset BULKHEAD_REDIS_URL to limit per process", _redis),
         ("embeddings", "start the server, or unset BULKHEAD_EMBEDDINGS_URL for the model on the CPU", _embeddings),
@@ -109,7 +111,8 @@ async def _look(
     except BulkheadError as exc:
         return Finding(name=name, verdict=Verdict.FAILED, seen=exc.message, advice=advice)
     except (OSError, TimeoutError, RedisError, httpx.HTTPError) as exc:
-        return Finding(name=name, verdict=Verdict.FAILED, seen=type(exc).__name__, advice=advice)
+        seen = f"does not answer ({type(exc).__name__})"
+        return Finding(name=name, verdict=Verdict.FAILED, seen=seen, advice=advice)
     if seen is None:
         return Finding(name=name, verdict=Verdict.OFF, seen="not configured")
     return Finding(name=name, verdict=Verdict.OK, seen=seen)
@@ -130,15 +133,15 @@ async def _keys(settings: Settings) -> str:
 
 async def _database(settings: Settings) -> str:
     if settings.database_url is None:
-        raise Misconfigured(
-            f"the embedded PostgreSQL ({pg_binary('postgres').name} of the wheel) is not running on {settings.data_dir}"
-        )
+        raise Misconfigured(f"the embedded PostgreSQL is not running on {settings.data_dir}")
     async with open_database(settings.database_url, sealer=None, pool_size=1, application="doctor") as database:
         await check_role(database)
     return "reachable, and the login is harmless"
 
 
 async def _schema(settings: Settings) -> str:
+    if settings.database_url is None:
+        raise Misconfigured("unknown while the database does not run")
     if settings.owner_database_url is None:
         return "not looked at: BULKHEAD_OWNER_DATABASE_URL is not set here, as is right for a server"
     pending = await pending_migrations(settings.owner_database_url)
@@ -148,9 +151,30 @@ async def _schema(settings: Settings) -> str:
 
 
 async def _seal(settings: Settings) -> str:
-    if settings.seal_keys_file is None:
-        raise Misconfigured("there are no seal keys yet")
-    return f"{len(load_seal_keys(settings.seal_keys_file).keys)} in use"
+    keys = load_seal_keys(settings.seal_keys_file or settings.data_dir / SEAL_KEYS_NAME)
+    seen = f"{len(keys.keys)} in the file"
+    if settings.database_url is None or settings.maintenance_database_url is None:
+        return seen
+    async with operator(settings) as verbs:
+        tenants = await verbs.list_tenants()
+    if not tenants:
+        return seen
+    now = time.time()
+    nobody = Principal(
+        tenant_id=tenants[0].tenant_id,
+        subject="doctor",
+        scopes=frozenset(),
+        token_ids=("doctor",),
+        issued_at=now,
+        expires_at=now + LOOK_BOUND_S,
+    )
+    sealer = Sealer(keys=keys)
+    async with open_database(settings.database_url, sealer=sealer, pool_size=1, application="doctor") as database:
+        try:
+            async with database.tenant(nobody):
+                return f"{seen}, and the database accepts the active one"
+        except SealRefused as exc:
+            raise Misconfigured(f"{seen}, and the database refuses the active one") from exc
 
 
 async def _redis(settings: Settings) -> str | None:

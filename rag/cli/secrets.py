@@ -42,7 +42,7 @@ SERVICE_HOSTS = tuple(
 
 @click.group()
 def secrets() -> None:
-    """Make and rotate the secret files of a compose or Kubernetes installation."""
+    """Make and rotate the secret files of a deployment."""
 
 
 directory_argument = click.argument("directory", metavar="DIR", type=click.Path(path_type=Path, file_okay=False))
@@ -50,7 +50,7 @@ directory_argument = click.argument("directory", metavar="DIR", type=click.Path(
 
 @secrets.command()
 @directory_argument
-@click.option("--host", default="postgres", show_default=True, help="PostgreSQL server: a name or [name]:port.")
+@click.option("--host", default="postgres", show_default=True, help="PostgreSQL server: NAME or NAME:PORT.")
 @click.option("--database", default="bulkhead", show_default=True, help="Database to create and serve from.")
 @click.option(
     "--tls-host",
@@ -87,9 +87,9 @@ def init(directory: Path, host: str, database: str, tls_hosts: tuple[str, ...]) 
 @directory_argument
 @click.argument("kind", type=click.Choice(["signing", "seal"]))
 def rotate_(directory: Path, kind: str) -> None:
-    """Add a new key of KIND to DIR and make it the active one; the one before stays valid.
+    """Add a new key to DIR and make it the active one.
 
-    Then migrate (seal) and restart the processes; docs/deployment.md says in which order.
+    The one before stays valid. Then migrate (seal) and restart the processes; docs/deployment.md says in which order.
     """
     kid = rotate(directory / "signing") if kind == "signing" else _rotate_seal(directory / "seal-keys.json")
     _finish(directory)

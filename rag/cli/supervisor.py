@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import fcntl
 import json
 import signal
@@ -37,6 +38,7 @@ STOP_BOUND_S = 8.0
 """`bulkhead up` promises to be gone within 10 s of SIGTERM; the database needs the rest."""
 MAX_RESTARTS = 5
 POLL_S = 0.1
+MAX_QUOTED_BYTES = 500
 _INHERITED = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "SSL_CERT_FILE", "SSL_CERT_DIR", "PYTHONPATH", "VIRTUAL_ENV")
 
 
@@ -103,7 +105,15 @@ async def _keep(  # start_soon passes positions only
         _record(data_dir, children)
         started.set()
         await child.wait()
-    raise Unavailable(f"{name} keeps ending; see {logs / name}.log")
+    raise Unavailable(f"{name} keeps ending: {_last_line(logs / f'{name}.log')}; see {logs / name}.log")
+
+
+def _last_line(log: Path) -> str:
+    """Return the end of what a process wrote before it ended: its refusal to start, where that was the reason."""
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - MAX_QUOTED_BYTES))
+        lines = file.read().decode(errors="replace").splitlines()
+    return lines[-1].strip() if lines else "it wrote nothing"
 
 
 async def _ready(settings: Settings, logs: Path) -> None:
@@ -184,14 +194,20 @@ def _end_leftovers(data_dir: Path) -> None:
 
 
 def port_is_free(host: str, port: int) -> bool:
-    """Tell whether a server could listen there now."""
+    """Tell whether a server could listen there now.
+
+    Raises:
+        Misconfigured: It never could: the host is not one of this machine's, or the port is not ours to take.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
-        except OSError:
-            return False
+        except OSError as exc:
+            if exc.errno == errno.EADDRINUSE:
+                return False
+            raise Misconfigured(f"cannot listen on {host}, port {port}: {exc.strerror}") from exc
         return True
 
 

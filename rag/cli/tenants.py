@@ -8,7 +8,8 @@ from uuid import UUID
 import anyio
 import click
 from rich.console import Console
-from rich.table import Table
+from rich.markup import escape
+from rich.table import Column, Table
 
 from rag.cli.common import json_option, operator, print_json, settings_of
 from rag.errors import InvalidInput
@@ -58,9 +59,10 @@ def list_(context: click.Context, as_json: bool) -> None:
     if as_json:
         print_json([_as_dict(one) for one in tenants])
         return
-    table = Table("name", "id", "tier", "language", "created")
+    whole = Column("id", no_wrap=True, min_width=36)  # an id that is cut cannot be copied
+    table = Table("name", whole, "tier", "language", "created", box=None, padding=(0, 2, 0, 0))
     for one in tenants:
-        table.add_row(one.name, str(one.tenant_id), one.tier, one.language, f"{one.created_at:%Y-%m-%d %H:%M}")
+        table.add_row(escape(one.name), str(one.tenant_id), one.tier, one.language, f"{one.created_at:%Y-%m-%d}")
     Console().print(table)
 
 
@@ -72,7 +74,14 @@ def list_(context: click.Context, as_json: bool) -> None:
     type=click.Choice([audience.value for audience in Audience]),
     help="Which server it is for. The two are not interchangeable.",
 )
-@click.option("--scope", "scopes", multiple=True, type=click.Choice([scope.value for scope in Scope]))
+@click.option(
+    "--scope",
+    "scopes",
+    multiple=True,
+    type=click.Choice([scope.value for scope in Scope]),
+    help="What it allows; may be repeated. Default: to read and write documents (mcp-server), to run tasks on them "
+    "(a2a-server).",
+)
 @click.option("--group", "groups", multiple=True, help="A group of the user; may be repeated.")
 @click.option("--lifetime", default=3600, show_default=True, help="Seconds.", type=click.IntRange(1, 30 * 86400))
 @click.pass_context
@@ -85,7 +94,7 @@ def token(
     groups: tuple[str, ...],
     lifetime: int,
 ) -> None:
-    """Print a token, and nothing else; or revoke some with `bulkhead token revoke`."""
+    """Print a token and nothing else, or revoke tokens."""
     if context.invoked_subcommand is not None:
         return
     if reference is None or audience is None:

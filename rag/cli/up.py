@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import os
 import signal
+from collections.abc import AsyncIterator
+from contextlib import suppress
 
 import anyio
 import click
@@ -26,15 +28,20 @@ __all__ = ["migrate", "up"]
 )
 @click.pass_context
 def up(context: click.Context, tls: bool) -> None:
-    """Start everything on this machine; print one JSON line of addresses when ready; stop on Ctrl-C or SIGTERM."""
+    """Start everything, and leave it running.
+
+    Prints one JSON line of addresses when all is ready; stops on Ctrl-C or SIGTERM.
+    """
     settings = settings_of(context)
     if tls:
         files = ensure_development_tls(settings.certs_dir, (*DEVELOPMENT_HOSTS, settings.mcp_host, settings.a2a_host))
         settings = dataclasses.replace(
             settings, tls_certificate=files.certificate, tls_key=files.key, ca_certificate=files.ca
         )
-    ERRORS.print("starting the database")
-    with installation(settings) as ready:
+    if settings.database_url is None:
+        ERRORS.print("starting the database")
+    # an interrupt that comes while the database starts or stops is one more way to end well
+    with suppress(KeyboardInterrupt), installation(settings) as ready:
         anyio.run(_serve, ready)
     ERRORS.print("stopped")
 
@@ -72,20 +79,31 @@ async def _migrate(settings: Settings) -> list[int]:
 async def _serve(settings: Settings) -> None:
     ERRORS.print("starting the servers and the worker")
     with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        async with running(settings, os.environ):  # noqa: TID251  # PATH and the like, for the child processes
-            click.echo(
-                as_json(
-                    {
-                        "mcp": settings.mcp_url,
-                        "a2a": settings.a2a_url,
-                        "agent_card": f"{settings.a2a_url}/.well-known/agent-card.json",
-                        "data_dir": str(settings.data_dir.resolve()),
-                        "logs": str((settings.data_dir / "logs").resolve()),
-                        "answers": settings.llm_model or "extractive",
-                        "embeddings": settings.embeddings_model,
-                    }
-                )
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(_cancel_on_signal, signals, tasks.cancel_scope)
+            await _run(settings)
+
+
+async def _cancel_on_signal(signals: AsyncIterator[signal.Signals], scope: anyio.CancelScope) -> None:
+    async for _ in signals:
+        ERRORS.print("stopping")
+        scope.cancel()
+        return
+
+
+async def _run(settings: Settings) -> None:
+    async with running(settings, os.environ):  # noqa: TID251  # PATH and the like, for the child processes
+        click.echo(
+            as_json(
+                {
+                    "mcp": settings.mcp_url,
+                    "a2a": settings.a2a_url,
+                    "agent_card": f"{settings.a2a_url}/.well-known/agent-card.json",
+                    "data_dir": str(settings.data_dir.resolve()),
+                    "logs": str((settings.data_dir / "logs").resolve()),
+                    "answers": settings.llm_model or "extractive",
+                    "embeddings": settings.embeddings_model,
+                }
             )
-            async for _ in signals:
-                ERRORS.print("stopping")
-                return
+        )
+        await anyio.sleep_forever()

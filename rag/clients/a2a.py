@@ -18,6 +18,7 @@ from a2a.client import A2AClientError, Client, ClientCallContext, ClientConfig, 
 from a2a.types import a2a_pb2 as pb
 from a2a.utils.errors import (
     A2AError,
+    InternalError,
     InvalidParamsError,
     TaskNotCancelableError,
     TaskNotFoundError,
@@ -168,6 +169,10 @@ class A2aClient:
                         yield event
         except (A2AClientError, httpx.TransportError) as exc:
             if not position.task_id or _http_status(exc) not in {None, 429, 502, 503, 504}:
+                raise
+        except InternalError as exc:
+            # told inside the stream, whose HTTP status has long been sent
+            if not position.task_id or (exc.data or {}).get("code") != Unavailable.code:
                 raise
 
     async def _pause(self, position: _Position) -> None:

@@ -15,7 +15,7 @@ import anyio
 from rag.db.listener import Wakeups
 from rag.db.pool import Database, Row
 from rag.db.vectors import halfvec
-from rag.errors import BulkheadError, Conflict, Unavailable
+from rag.errors import BulkheadError, Unavailable
 from rag.llm.ports import Embedder
 from rag.telemetry import log_fields
 from sql import load_queries
@@ -91,22 +91,25 @@ async def _embed_document(
                 vectors = await embedder.embed([embedding_input(row["title"], row["text"]) for row in chunks])
         except TimeoutError as exc:
             raise Unavailable("the embedding model took too long") from exc
-        try:
-            async with database.sealed(seal) as session:
-                await session.fetch(
-                    _QUERIES["store_vectors"],
-                    model_id=model_id,
-                    chunk_ids=[row["chunk_id"] for row in chunks],
-                    vectors=[halfvec(vector) for vector in vectors],
-                )
-        except Conflict:
-            # a chunk was deleted between our reading it and the foreign key: the next look does not see it
-            continue
+        async with database.sealed(seal) as session:
+            await session.fetch(_QUERIES["hold_document"], document_id=document_id)
+            await session.fetch(
+                _QUERIES["store_vectors"],
+                model_id=model_id,
+                chunk_ids=[row["chunk_id"] for row in chunks],
+                vectors=[halfvec(vector) for vector in vectors],
+            )
 
 
 async def _unembedded(database: Database, model_id: int, *, document_id: UUID, seal: str) -> list[Row]:
-    """Return the next chunks without a vector; when there are none, the document leaves the queue."""
+    """Return the next chunks without a vector; when there are none, the document leaves the queue.
+
+    The document is held meanwhile: a put that committed between the look and the leaving would lose its place in the
+    queue. A document that is gone left the queue when it was deleted; if it comes again, so will a claim.
+    """
     async with database.sealed(seal) as session:
+        if not await session.fetch(_QUERIES["hold_document"], document_id=document_id):
+            return []
         chunks = await session.fetch(
             _QUERIES["list_unembedded"], document_id=document_id, model_id=model_id, wanted=BATCH_CHUNKS
         )

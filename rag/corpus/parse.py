@@ -16,13 +16,13 @@ from typing import Any, cast
 
 import orjson
 
+from rag.corpus.metadata import check_metadata
 from rag.corpus.text import Draft, clean_text, clean_title, decode, first_heading
 from rag.errors import DocumentRefused
 
 __all__ = [
     "EXTENSIONS",
     "MAX_FILE_BYTES",
-    "MAX_METADATA_BYTES",
     "ParsedDocument",
     "Refusal",
     "parse",
@@ -32,8 +32,6 @@ __all__ = [
 ]
 
 MAX_FILE_BYTES = 32 * 1024 * 1024
-MAX_METADATA_BYTES = 16 * 1024
-"""Of one document, as JSON."""
 MAX_ID_CHARS = 200
 
 _LINE_KEYS = frozenset({"id", "title", "text", "format", "metadata"})
@@ -193,12 +191,9 @@ def _checked_metadata(found: object) -> Mapping[str, Any]:
         return {}
     if not isinstance(found, dict):
         raise DocumentRefused("the key 'metadata' must hold an object")
-    encoded = orjson.dumps(found)
-    if len(encoded) > MAX_METADATA_BYTES:
-        raise DocumentRefused(f"'metadata' is larger than {MAX_METADATA_BYTES:,} bytes")
-    if rb"\u0000" in encoded:
-        raise DocumentRefused("'metadata' has NUL characters")
-    return cast("dict[str, Any]", found)
+    metadata = cast("dict[str, Any]", found)
+    check_metadata(metadata)
+    return metadata
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,8 +15,9 @@ async def check_role(database: Database) -> None:
     """Return only if this login is harmless.
 
     Raises:
-        Misconfigured: It is superuser, has BYPASSRLS, may create roles or databases, replicates, owns a table, is a
-            member of another role, may TRUNCATE or reference a tenant table, or has CREATE or TEMP anywhere.
+        Misconfigured: It is superuser, has BYPASSRLS, may create roles or databases, replicates, owns anything, is a
+            member of another role or acts for one, may TRUNCATE or reference a tenant table, has CREATE or TEMP
+            anywhere, or finds a table whose row-level security is off, not forced, or not bound to the sealed tenant.
     """
     async with database.unsafe_unscoped(reason="the gate looks at the catalogue only") as session:
         powers = await session.fetch(_QUERIES["excessive_powers"])

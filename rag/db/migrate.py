@@ -38,6 +38,8 @@ LOGIN_ROLES = ("bulkhead_owner", "bulkhead_app", "bulkhead_maintenance")
 CONNECT_TIMEOUT_S = 10
 LOCK_TIMEOUT = "10s"
 """How long a migration may wait behind live traffic for a table lock before it gives up and changes nothing."""
+FIRST_LOCK_TIMEOUT = "60s"
+"""How long a start may wait for other starts, or for whoever else holds their lock."""
 _FIRST_LOCK = 0x62756C6B  # any number that only we use: guards the creation of the migrations table itself
 
 
@@ -69,7 +71,7 @@ async def bootstrap(admin_dsn: str, passwords: Mapping[str, str]) -> None:
         raise Misconfigured(f"no password for {', '.join(missing)}")
     async with _connected(admin_dsn) as connection, connection.transaction():
         # roles are shared by all databases of a cluster: one bootstrap at a time
-        await connection.execute("select pg_advisory_xact_lock($1)", _FIRST_LOCK)
+        await _take_first_lock(connection)
         await connection.execute(bootstrap_script("roles"))
         for role in LOGIN_ROLES:
             # NOTE: built by the server's own format() and sent as a verifier, so neither quoting nor a server
@@ -163,10 +165,15 @@ async def _connected(dsn: str) -> AsyncGenerator[asyncpg.Connection]:
             await connection.close()
 
 
+async def _take_first_lock(connection: asyncpg.Connection) -> None:
+    await connection.execute(f"set local lock_timeout = '{FIRST_LOCK_TIMEOUT}'")
+    await connection.execute("select pg_advisory_xact_lock($1)", _FIRST_LOCK)
+
+
 async def _ensure_ledger(connection: asyncpg.Connection) -> None:
     async with connection.transaction():
         # `create ... if not exists` races with itself in the catalogue; the lock makes the first start single-file
-        await connection.execute("select pg_advisory_xact_lock($1)", _FIRST_LOCK)
+        await _take_first_lock(connection)
         await connection.execute("create schema if not exists migration")
         await connection.execute(
             "create table if not exists migration.applied ("

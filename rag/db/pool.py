@@ -82,6 +82,19 @@ class Session:
             await self._connection.executemany(query.text, [_bound(query, row) for row in rows])
 
 
+class _PooledConnection(asyncpg.Connection):
+    """Does not go back to the pool with statements that SQL has prepared on it.
+
+    The driver prepares by protocol and trusts its names. `deallocate` and `prepare` under such a name, by a statement
+    that somebody smuggled in, would run in the next tenant's transaction and be handed its seal.
+    """
+
+    def get_reset_query(self) -> str:
+        """Return what ends a session's state; it fails, and with it the connection, when there is such a statement."""
+        check = "select 1 / (count(*) = 0)::integer from pg_catalog.pg_prepared_statements where from_sql"
+        return f"{super().get_reset_query()}\n{check};"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Database:
     """A pool and the sealer that opens sessions on it. Built by `open_database`."""
@@ -135,7 +148,8 @@ class Database:
                 bound = _bound(query, {**parameters, "context": context})
                 return cast("list[Row]", await connection.fetch(query.text, *bound))
         finally:
-            await self.pool.release(connection)
+            with translated():
+                await self.pool.release(connection)
 
     @asynccontextmanager
     async def unsafe_unscoped(self, *, reason: str) -> AsyncGenerator[Session]:
@@ -167,7 +181,8 @@ class Database:
             with translated():
                 await transaction.commit()
         finally:
-            await self.pool.release(connection)
+            with translated():
+                await self.pool.release(connection)
 
 
 @asynccontextmanager
@@ -186,6 +201,7 @@ async def open_database(
             max_size=pool_size,
             timeout=CONNECT_TIMEOUT_S,
             init=_prepare,
+            connection_class=_PooledConnection,
             server_settings={
                 "application_name": application,
                 "statement_timeout": str(STATEMENT_TIMEOUT_MS),

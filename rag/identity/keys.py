@@ -9,10 +9,12 @@ stays until it is removed by hand.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -24,7 +26,7 @@ from jwt.algorithms import RSAAlgorithm
 
 from rag.errors import Misconfigured
 
-__all__ = ["SigningKey", "ensure_keys", "load_public_keys", "load_signing_key", "rotate", "write_private"]
+__all__ = ["SigningKey", "ensure_keys", "load_public_keys", "load_signing_key", "rotate", "turn", "write_private"]
 
 KEY_BITS = 2048
 """NIST SP 800-57 accepts RSA-2048 to 2030; 4096 costs six times the signature check (mcp.md 3)."""
@@ -50,15 +52,33 @@ def write_private(path: Path, data: bytes) -> None:
     temporary.replace(path)
 
 
+@contextmanager
+def turn(directory: Path) -> Generator[None]:
+    """Let one process at a time look into `directory` and write; held for the milliseconds that making a key takes."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def ensure_keys(certs_dir: Path) -> None:
     """Make a first signing key and its JWKS unless `certs_dir` already holds them."""
-    if not (certs_dir / JWKS_NAME).exists():
-        rotate(certs_dir)
+    certs_dir.mkdir(parents=True, exist_ok=True)
+    with turn(certs_dir):
+        if not (certs_dir / JWKS_NAME).exists():
+            _add_key(certs_dir)
 
 
 def rotate(certs_dir: Path) -> str:
     """Add a signing key, make it the active one and return its kid. Tokens of the older keys stay valid."""
     certs_dir.mkdir(parents=True, exist_ok=True)
+    with turn(certs_dir):
+        return _add_key(certs_dir)
+
+
+def _add_key(certs_dir: Path) -> str:
     kid = secrets.token_urlsafe(9)
     key = generate_private_key(public_exponent=65537, key_size=KEY_BITS)
     pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
@@ -75,7 +95,7 @@ def load_signing_key(certs_dir: Path) -> SigningKey:
     """Return the active key: the first of the JWKS.
 
     Raises:
-        Misconfigured: There is no key, or its file is readable by others.
+        Misconfigured: There is no key, its file is readable by others, or it is no RSA key.
     """
     keys = _read_jwks(certs_dir)["keys"]
     if not keys:
@@ -89,7 +109,10 @@ def load_signing_key(certs_dir: Path) -> SigningKey:
         raise Misconfigured(f"the signing key {path.name} cannot be read") from exc
     if mode & 0o077:
         raise Misconfigured(f"{path.name} is readable by others; run: chmod 600 {path}")
-    key = serialization.load_pem_private_key(pem, password=None)
+    try:
+        key = serialization.load_pem_private_key(pem, password=None)
+    except (ValueError, TypeError) as exc:
+        raise Misconfigured(f"{path.name} is not a private key in PEM without a password") from exc
     if not isinstance(key, RSAPrivateKey):
         raise Misconfigured(f"{path.name} is not an RSA key")
     return SigningKey(kid=kid, key=key)
@@ -99,7 +122,7 @@ def load_public_keys(certs_dir: Path) -> Mapping[str, RSAPublicKey]:
     """Return the verifying keys by kid.
 
     Raises:
-        Misconfigured: The JWKS is missing, malformed, or holds a key that is not RSA for RS256.
+        Misconfigured: The JWKS is missing, malformed, or holds a key that is not RSA for RS256 or is too short for it.
     """
     keys: dict[str, RSAPublicKey] = {}
     for entry in _read_jwks(certs_dir)["keys"]:
@@ -107,10 +130,12 @@ def load_public_keys(certs_dir: Path) -> Mapping[str, RSAPublicKey]:
             if entry["kty"] != "RSA" or entry.get("alg", "RS256") != "RS256":
                 raise Misconfigured("the JWKS holds a key that is not for RS256")
             key = RSAAlgorithm.from_jwk(entry)
-        except (KeyError, jwt.InvalidKeyError) as exc:
+        except (KeyError, TypeError, ValueError, jwt.InvalidKeyError) as exc:
             raise Misconfigured("the JWKS holds a malformed key") from exc
         if not isinstance(key, RSAPublicKey):
             raise Misconfigured("the JWKS holds a private key; only public keys belong there")
+        if key.key_size < KEY_BITS:
+            raise Misconfigured(f"the JWKS holds a key of less than {KEY_BITS} bits")
         keys[str(entry["kid"])] = key
     return keys
 

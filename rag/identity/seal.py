@@ -18,7 +18,7 @@ from typing import Any, cast
 
 from rag.clock import Clock, system_clock
 from rag.errors import Misconfigured
-from rag.identity.keys import write_private
+from rag.identity.keys import turn, write_private
 from rag.identity.principal import Principal
 
 __all__ = ["SealKeys", "Sealer", "ensure_seal_keys", "hmac_pads", "load_seal_keys"]
@@ -71,11 +71,12 @@ def hmac_pads(key: bytes) -> tuple[bytes, bytes]:
 
 def ensure_seal_keys(path: Path) -> SealKeys:
     """Return the keys of `path`, making a first one if there is no file."""
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        kid = secrets.token_hex(4)
-        key = base64.b64encode(secrets.token_bytes(32)).decode()
-        write_private(path, json.dumps({"active": kid, "keys": {kid: key}}, indent=2).encode())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with turn(path.parent):
+        if not path.exists():
+            kid = secrets.token_hex(4)
+            key = base64.b64encode(secrets.token_bytes(32)).decode()
+            write_private(path, json.dumps({"active": kid, "keys": {kid: key}}, indent=2).encode())
     return load_seal_keys(path)
 
 

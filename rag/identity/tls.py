@@ -10,11 +10,8 @@ Below: `keys` for writing files. Above: the CLI. Production brings certificates 
 
 from __future__ import annotations
 
-import fcntl
 import ipaddress
-import os
-from collections.abc import Generator, Iterable
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -27,7 +24,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from rag.clock import Clock, system_clock
 from rag.errors import Misconfigured
-from rag.identity.keys import write_private
+from rag.identity.keys import turn, write_private
 
 __all__ = ["DEVELOPMENT_HOSTS", "TlsFiles", "ensure_development_tls"]
 
@@ -78,22 +75,11 @@ def ensure_development_tls(
         raise Misconfigured("a server certificate needs at least one host name")
     certs_dir.mkdir(parents=True, exist_ok=True)
     now = datetime.fromtimestamp(clock(), UTC)
-    with _turn(certs_dir):
+    with turn(certs_dir):
         authority = _read_authority(files, now) if files.ca.exists() else _make_authority(files, now)
         if not _serves(files, authority, names, now):
             _issue(files, authority, names, now)
     return files
-
-
-@contextmanager
-def _turn(certs_dir: Path) -> Generator[None]:
-    """Let one process at a time look and write; held for the milliseconds that this takes."""
-    descriptor = os.open(certs_dir, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _make_authority(files: TlsFiles, now: datetime) -> _Authority:

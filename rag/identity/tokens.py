@@ -52,7 +52,7 @@ class TokenIssuer:
     ) -> str:
         """Return a signed token. `act` names the service that acts for the subject (RFC 8693, section 4.1).
 
-        `iat` carries milliseconds: a revocation and a new token may fall into one second.
+        `iat` is not rounded: a revocation between two tokens must find them on its two sides.
         """
         now = self.clock()
         claims: dict[str, object] = {
@@ -61,7 +61,7 @@ class TokenIssuer:
             "sub": subject,
             "tenant_id": str(tenant_id),
             "scope": " ".join(sorted(scope.value for scope in scopes)),
-            "iat": round(now, 3),
+            "iat": now,
             "nbf": int(now),
             "exp": int(now + lifetime_s),
             "jti": secrets.token_urlsafe(12),

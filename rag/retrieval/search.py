@@ -46,6 +46,8 @@ QUERY_EMBED_TIMEOUT_S = 2.0
 """A query waits this long for its vector; then the words alone must do."""
 DIGITS = 6
 """Scores are computed in millionths."""
+SHARE_DIGITS = 12
+"""Of a leg's share; less than that is nothing, and PostgreSQL would raise where a product of two numbers underflows."""
 
 
 class Mode(StrEnum):
@@ -90,8 +92,8 @@ class SearchRequest:
             return 1.0, 0.0
         if self.mode is Mode.SEMANTIC:
             return 0.0, 1.0
-        total = self.bm25_weight + self.vector_weight
-        return self.bm25_weight / total, self.vector_weight / total
+        share = round(self.bm25_weight / (self.bm25_weight + self.vector_weight), SHARE_DIGITS)
+        return share, 1 - share
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -89,7 +89,7 @@ begin
         raise exception 'tenant context refused' using errcode = '42501', detail = 'forged';
     end if;
     payload := payload_text::jsonb;
-    if (payload ->> 'exp')::double precision <= extract(epoch from clock_timestamp()) then
+    if ((payload ->> 'exp')::double precision > extract(epoch from clock_timestamp())) is not true then
         raise exception 'tenant context refused' using errcode = '42501', detail = 'expired';
     end if;
     tenant := (payload ->> 'tenant')::uuid;

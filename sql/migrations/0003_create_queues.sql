@@ -40,22 +40,25 @@ as $$
 $$;
 
 -- A claim leases a document for lease_s seconds; one that is not finished by then is offered again, more and more rarely.
+-- NOTE: materialized, here and below: a subquery may be scanned once per row of the join (it is, by a plan that expects
+-- one row), and skips what this statement has just taken: the limit would then hold for each scan and for nothing else.
 create function queue.claim_embeddings_v1(wanted integer, lease_s double precision)
 returns table (document_id uuid, attempts integer, seal text)
 language sql volatile security definer
 set search_path = ''
 as $$
-    update queue.embedding e
-    set available_at = clock_timestamp() + make_interval(secs => lease_s * (1 << least(e.attempts, 6))),
-        attempts = e.attempts + 1
-    from (
+    with due as materialized (
         select q.tenant_id, q.document_id
         from queue.embedding q
         where q.available_at <= clock_timestamp()
         order by q.available_at
         for update skip locked
         limit wanted
-    ) due
+    )
+    update queue.embedding e
+    set available_at = clock_timestamp() + make_interval(secs => lease_s * (1 << least(e.attempts, 6))),
+        attempts = e.attempts + 1
+    from due
     where e.tenant_id = due.tenant_id and e.document_id = due.document_id
     returning e.document_id, e.attempts, seal.mint_v1(e.tenant_id, 'system:embedder', 600);
 $$;
@@ -83,24 +86,45 @@ as $$
     select pg_notify('bulkhead_run', '');
 $$;
 
+-- A run that has twice broken off may be what kills workers. A worker holds one such at a time: so it takes others with it
+-- twice at most, and never fails them all together.
 create function queue.claim_runs_v1(claimant text, wanted integer, lease_s double precision)
 returns table (task_id uuid, fence bigint, attempt integer, seal text)
 language sql volatile security definer
 set search_path = ''
 as $$
+    with suspect as materialized (
+        select q.task_id
+        from queue.run q
+        where (q.leased_until is null or q.leased_until <= clock_timestamp())
+            and q.attempt >= 2
+            and not exists (
+                select from queue.run h
+                where h.worker = claimant and h.attempt > 2 and h.leased_until > clock_timestamp()
+            )
+        order by q.enqueued_at
+        for update skip locked
+        limit least(wanted, 1)
+    ),
+    other as materialized (
+        select q.task_id
+        from queue.run q
+        where (q.leased_until is null or q.leased_until <= clock_timestamp()) and q.attempt < 2
+        order by q.enqueued_at
+        for update skip locked
+        limit wanted - (select count(*) from suspect)
+    ),
+    due as (
+        select task_id from suspect
+        union all
+        select task_id from other
+    )
     update queue.run r
     set worker = claimant,
         fence = r.fence + 1,
         attempt = r.attempt + 1,
         leased_until = clock_timestamp() + make_interval(secs => lease_s)
-    from (
-        select q.task_id
-        from queue.run q
-        where q.leased_until is null or q.leased_until <= clock_timestamp()
-        order by q.enqueued_at
-        for update skip locked
-        limit wanted
-    ) due
+    from due
     where r.task_id = due.task_id
     returning r.task_id, r.fence, r.attempt, seal.mint_v1(r.tenant_id, 'system:worker', 600);
 $$;

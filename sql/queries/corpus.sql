@@ -44,6 +44,13 @@ select queue.pending_embeddings_v1();
 select c.document_id, c.attempts, c.seal
 from queue.claim_embeddings_v1({wanted}, {lease_s}) c;
 
+-- hold_document
+-- Keeps writers away from a document until this transaction ends; no row when it is gone.
+select d.version
+from rag.document d
+where d.tenant_id = (select rag.current_tenant()) and d.document_id = {document_id}
+for update;
+
 -- list_unembedded
 -- Chunks of a document that have no vector of this model yet, in order, with the title that they stand under.
 select c.chunk_id, d.title, c.text
@@ -60,7 +67,7 @@ order by c.number
 limit {wanted};
 
 -- store_vectors
--- Adds vectors to chunks that still stand; one that was deleted meanwhile is passed over.
+-- Adds vectors to chunks of a document that is held; those that were deleted before are passed over.
 insert into rag.embedding (tenant_id, model_id, chunk_id, document_id, vector)
 select c.tenant_id, {model_id}, c.chunk_id, c.document_id, v.vector
 from unnest({chunk_ids}::bigint[], {vectors}::public.halfvec[]) as v (chunk_id, vector)

@@ -1,9 +1,24 @@
 -- excessive_powers
--- What this login may do that a server must not be able to; no rows when it is harmless.
-select power
+-- What this login may do that a server must not be able to, and where the wall before it stands open; no rows when it is
+-- harmless.
+with login as (
+    select r.* from pg_catalog.pg_roles r where r.rolname = current_user
+),
+relation as (
+    select c.*, n.nspname
+    from pg_catalog.pg_class c
+    join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+    where n.nspname in ('rag', 'seal', 'queue', 'checkpoint')
+        and c.relkind in ('r', 'p', 'v', 'm', 'f')
+)
+select distinct power
 from (
-    select format('role attribute %s', a.name) as power
-    from pg_catalog.pg_roles r
+    -- `set role none` would undo what a URL or a role's settings have put on
+    select format('logged in as %s', session_user) as power
+    where session_user <> current_user
+    union all
+    select format('role attribute %s', a.name)
+    from login r
     cross join lateral (
         values
             ('superuser', r.rolsuper),
@@ -12,23 +27,24 @@ from (
             ('createdb', r.rolcreatedb),
             ('replication', r.rolreplication)
     ) as a (name, held)
-    where r.rolname = current_user and a.held
+    where a.held
     union all
     select format('member of %s', m.roleid::regrole)
     from pg_catalog.pg_auth_members m
-    where m.member = (select oid from pg_catalog.pg_roles where rolname = current_user)
+    where m.member = (select oid from login)
     union all
-    select format('owns %s', c.oid::regclass)
-    from pg_catalog.pg_class c
-    where c.relkind in ('r', 'p', 'v', 'm')
-        and c.relowner = (select oid from pg_catalog.pg_roles where rolname = current_user)
+    select format('owns %s', i.identity)
+    from pg_catalog.pg_shdepend d
+    cross join lateral pg_identify_object(d.classid, d.objid, d.objsubid) i
+    where d.refclassid = 'pg_catalog.pg_authid'::regclass
+        and d.refobjid = (select oid from login)
+        and d.deptype = 'o'
+        and d.dbid in (0, (select oid from pg_catalog.pg_database where datname = current_database()))
     union all
     select format('%s on %s', p.privilege, c.oid::regclass)
-    from pg_catalog.pg_class c
-    join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+    from relation c
     cross join (values ('truncate'), ('references'), ('trigger'), ('maintain')) as p (privilege)
-    where n.nspname in ('rag', 'seal', 'queue', 'checkpoint')
-        and c.relkind in ('r', 'p')
+    where c.relkind in ('r', 'p')
         and has_table_privilege(c.oid, p.privilege)
     union all
     select format('create in schema %s', n.nspname)
@@ -39,11 +55,27 @@ from (
     from (values ('create'), ('temp')) as p (privilege)
     where has_database_privilege(current_database(), p.privilege)
     union all
-    select format('reads %s', c.oid::regclass)
-    from pg_catalog.pg_class c
-    join pg_catalog.pg_namespace n on n.oid = c.relnamespace
-    where n.nspname in ('seal', 'queue')
-        and c.relkind in ('r', 'p')
-        and has_table_privilege(c.oid, 'select, insert, update, delete')
+    select format('executes %s', p.oid::regprocedure)
+    from pg_catalog.pg_proc p
+    join pg_catalog.pg_namespace n on n.oid = p.pronamespace
+    where n.nspname = 'seal' and has_function_privilege(p.oid, 'execute')
+    union all
+    -- a view has no row-level security of its own, and its owner's powers
+    select format('reads %s past row-level security', c.oid::regclass)
+    from relation c
+    where (c.nspname in ('seal', 'queue') or not (c.relrowsecurity and c.relforcerowsecurity))
+        and (c.nspname, c.relname) <> ('rag', 'embedding_model')
+        and (has_any_column_privilege(c.oid, 'select, insert, update') or has_table_privilege(c.oid, 'delete'))
+    union all
+    select format('passes policy %s on %s', p.polname, c.oid::regclass)
+    from pg_catalog.pg_policy p
+    join relation c on c.oid = p.polrelid
+    cross join lateral (
+        values (pg_get_expr(p.polqual, p.polrelid)), (pg_get_expr(p.polwithcheck, p.polrelid))
+    ) as e (wall)
+    where p.polpermissive
+        and (p.polroles = '{0}' or (select oid from login) = any (p.polroles))
+        and regexp_replace(coalesce(e.wall, ''), '\s', '', 'g')
+            <> '(tenant_id=(SELECTrag.current_tenant()AScurrent_tenant))'
 ) as found
 order by power;

@@ -205,6 +205,30 @@ async def test_a_replica_that_is_told_to_stop_lets_its_readers_go_on_elsewhere(f
     _assert_whole(await fleet.log(seen[0].result["task"]["id"]), seen, rest)
 
 
+async def test_a_replica_that_is_told_to_stop_tells_a_waiting_caller_its_task(fleet: Fleet) -> None:
+    """Nobody has seen the id of that task yet: an answer of 500 would be the end of it for its caller."""
+    settings = fleet_settings(fleet.settings)
+    answers: list[httpx.Response] = []
+    async with started("a2a_server", settings, fleet.logs) as replica:
+        rpc = replace(fleet.rpc, base=settings.a2a_url)
+
+        async def ask() -> None:
+            answers.append(await rpc.raw("SendMessage", message("Is it unlawful?")))
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(ask)
+            while not (await fleet.rpc.call("ListTasks", {}))["tasks"]:
+                await anyio.lowlevel.checkpoint()
+            replica.signal(signal.SIGTERM)
+        assert await replica.wait() == 0
+    task = answers[0].json()["result"]["task"]
+    assert task["status"]["state"] == "TASK_STATE_SUBMITTED"
+    async with fleet.worker():
+        (await fleet.model.answer(0)).allow(len(PIECES))
+        (*_, last) = await fleet.log(task["id"])
+    assert last.result["statusUpdate"]["status"]["state"] == "TASK_STATE_COMPLETED"
+
+
 async def test_our_own_client_goes_on_by_itself_when_the_server_was_restarted(fleet: Fleet) -> None:
     settings = fleet_settings(fleet.settings)
     seen: list[Event] = []

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypedDict
 from uuid import UUID
 
+import anyio
 import asyncpg
 import pytest
 from langchain_core.runnables import RunnableConfig
@@ -61,7 +62,7 @@ async def setting_fixture(world: World) -> AsyncGenerator[Setting]:
     assert world.settings.database_url
     async with (
         world.database() as database,
-        open_checkpoints(world.settings.database_url, pool_size=4, application="test") as pool,
+        open_checkpoints(world.settings.database_url, pool_size=4, application="test-checkpoints") as pool,
     ):
         ada = world.principal(acme)
         task_id = await tasks.accept(database, ada)
@@ -145,6 +146,22 @@ async def test_no_connection_keeps_a_tenant_after_use(setting: Setting) -> None:
     async with setting.pool.connection() as connection:
         cursor = await connection.execute("select coalesce(current_setting('app.context', true), '') as context")
         assert await cursor.fetchone() == {"context": ""}
+
+
+async def test_connections_that_a_restarted_server_has_cut_are_not_given_to_a_run(setting: Setting) -> None:
+    async with anyio.create_task_group() as group, setting.pool.connection(), setting.pool.connection():
+        group.start_soon(setting.saver(setting.ada).aget_tuple, setting.config)
+    admin = await asyncpg.connect(setting.world.superuser_url)
+    try:
+        cut = await admin.fetch(
+            "select pg_terminate_backend(pid, 5000) from pg_stat_activity"
+            " where application_name = 'test-checkpoints' and datname = current_database()"
+        )
+        assert len(cut) > 1
+    finally:
+        await admin.close()
+    with anyio.fail_after(5):
+        assert await setting.saver(setting.ada).aget_tuple(setting.config) is None
 
 
 async def test_setup_is_never_the_librarys(setting: Setting) -> None:

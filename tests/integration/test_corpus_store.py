@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -221,6 +222,7 @@ async def test_text_that_cannot_be_stored_is_refused(place: Place, text: str) ->
         {"metadata": {"a": "\ud800"}},
         {"metadata": {"a": "b\0"}},
         {"metadata": {"a": "x" * 20_000}},
+        {"metadata": json.loads('{"a":' * 33 + "1" + "}" * 33)},
     ],
 )
 async def test_fields_that_cannot_be_stored_are_refused(place: Place, fields: dict[str, object]) -> None:
@@ -342,6 +344,58 @@ async def test_a_deletion_that_commits_while_its_vectors_are_stored_is_no_failur
         async with anyio.create_task_group() as tasks:
             assert await embed_due(place.database, Deleting(), MODEL) == 1
     assert await vectors(place) == 0
+
+
+async def test_a_put_that_commits_while_its_document_leaves_the_queue_is_not_forgotten(
+    world: World, place: Place, minilm: MiniLmEmbedder
+) -> None:
+    stored = await put_document(place.database, place.principal, new())
+    await embed_due(place.database, minilm, MODEL)
+    watcher = await asyncpg.connect(world.superuser_url)
+    written = anyio.Event()
+
+    async def put_slowly() -> None:
+        async with place.database.tenant(place.principal) as session:
+            await session.fetch(
+                load_queries("corpus")["put_document"],
+                document_id=stored.document_id,
+                source="law/fraud.md",
+                title="Fraud",
+                media_type="text/plain",
+                metadata={},
+                content_hash=b"another",
+                text="Quite other words.",
+                starts=[0],
+                ends=[18],
+                headings=[""],
+                texts=["Quite other words."],
+            )
+            written.set()
+            # commit only once the embedder, which holds an older claim, waits for this put's outcome
+            while not await watcher.fetchval("select count(*) from pg_locks where not granted"):
+                pass
+
+    class Putting(Stopped):
+        async def embed(self, texts: Sequence[str]) -> Vectors:
+            if not written.is_set():
+                tasks.start_soon(put_slowly)
+                await written.wait()
+            return await minilm.embed(texts)
+
+    # one claim for two documents: the put falls between it and the embedder's look at the second
+    await put_document(place.database, place.principal, new(source="first.md"))
+    await watcher.execute(
+        "insert into queue.embedding (tenant_id, document_id) values ($1, $2)",
+        place.principal.tenant_id,
+        stored.document_id,
+    )
+    with anyio.fail_after(BOUND_S):
+        async with anyio.create_task_group() as tasks:
+            assert await embed_due(place.database, Putting(), MODEL) == 2
+        await embed_due(place.database, minilm, MODEL)
+    await watcher.close()
+    assert await vectors(place) == 2
+    assert await pending_embeddings(place.database, place.principal) == 0
 
 
 async def test_a_revoked_token_writes_and_reads_nothing(world: World) -> None:

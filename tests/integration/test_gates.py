@@ -32,6 +32,12 @@ async def test_administrator_owner_and_maintenance_may_not(world: World) -> None
     assert "member of bulkhead_owner" in await refused(world.settings.maintenance_database_url)
 
 
+async def test_an_administrator_who_acts_as_the_app_role_may_not(world: World) -> None:
+    """`set role none` would undo what `role=` in the URL has put on."""
+    acting = "&" if "?" in world.superuser_url else "?"
+    assert "logged in as" in await refused(f"{world.superuser_url}{acting}role=bulkhead_app")
+
+
 @pytest.mark.parametrize(
     ("grant", "named"),
     [
@@ -41,6 +47,17 @@ async def test_administrator_owner_and_maintenance_may_not(world: World) -> None
         ("grant temp on database {database} to bulkhead_app", "temp in database"),
         ("grant select on seal.key to bulkhead_app; grant usage on schema seal to bulkhead_app", "reads seal.key"),
         ("alter table rag.document owner to bulkhead_app", "owns rag.document"),
+        ("alter function rag.current_tenant() owner to bulkhead_app", "owns rag.current_tenant()"),
+        ("grant select (inner_pad) on seal.key to bulkhead_app", "reads seal.key"),
+        ("grant execute on function seal.mint_v1 to bulkhead_app", "executes seal.mint_v1"),
+        ("alter table rag.document disable row level security", "reads rag.document past"),
+        ("alter table rag.task no force row level security", "reads rag.task past"),
+        ("create policy open on rag.document for select using (true)", "passes policy open on rag.document"),
+        ("alter policy tenant_isolation on rag.chunk using (true)", "passes policy tenant_isolation on rag.chunk"),
+        (
+            "create view rag.everything as select * from rag.document; grant select on rag.everything to bulkhead_app",
+            "reads rag.everything past",
+        ),
     ],
 )
 async def test_one_grant_too_many_is_enough_to_refuse(world: World, grant: str, named: str) -> None:

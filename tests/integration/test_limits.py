@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import signal
 from uuid import uuid4
 
+import anyio
 import pytest
 from redis.asyncio import Redis
 
@@ -15,7 +17,7 @@ from rag.settings import Settings
 from tests.support.redis_server import redis_server
 
 pytestmark = pytest.mark.anyio
-RATE = Rate(interval_s=60.0, burst=5)
+RATE = Rate(interval_us=60_000_000, burst=5)
 """Slow enough that no test run earns another unit."""
 
 
@@ -108,6 +110,46 @@ async def test_without_redis_the_process_counts_for_itself_and_says_so_once(capl
                 clock.now += 6.0
                 await refused(limiter, tenant)
     assert [record.message.split(":")[1] for record in caplog.records] == [" limits are per process until it does"]
+
+
+async def test_more_callers_at_once_than_connections_still_share_one_count(caplog: pytest.LogCaptureFixture) -> None:
+    tenant = uuid4()
+    outcomes: list[bool] = []
+
+    async def ask(limiter: Limiter) -> None:
+        try:
+            await limiter.admit(tenant)
+        except RateLimited:
+            outcomes.append(False)
+        else:
+            outcomes.append(True)
+
+    with redis_server() as (url, _):
+        async with (
+            open_limiter(Settings(redis_url=url, request_limit_per_minute=60)) as limiter,
+            anyio.create_task_group() as callers,
+        ):
+            for _ in range(300):
+                callers.start_soon(ask, limiter)
+    assert (len(outcomes), sum(outcomes)) == (300, 10)
+    assert caplog.records == []
+
+
+async def test_a_redis_that_hangs_and_wakes_answers_each_caller_for_its_own_tenant() -> None:
+    clock = Hand()
+    with redis_server() as (url, process):
+        async with open_limiter(Settings(redis_url=url, request_limit_per_minute=6), clock=clock) as limiter:
+            spent, during, fresh = uuid4(), uuid4(), uuid4()
+            await limiter.admit(spent)
+            process.send_signal(signal.SIGSTOP)
+            await limiter.admit(during)
+            process.send_signal(signal.SIGCONT)
+            clock.now += 6.0
+            # an answer that was left unread in a connection would now reach the wrong caller
+            await refused(limiter, spent)
+            await limiter.admit(fresh)
+            await refused(limiter, spent)
+            await refused(limiter, fresh)
 
 
 async def test_settings_without_redis_give_a_limiter_of_the_configured_rate() -> None:

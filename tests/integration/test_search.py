@@ -145,6 +145,7 @@ async def test_weights_count_relative_to_each_other_and_zero_switches_a_leg_off(
     assert lexical == await ask(place, stopped, "patent law", mode=Mode.KEYWORD)
     dense = await ask(place, minilm, "patent law", bm25_weight=0, vector_weight=3)
     assert dense == await ask(place, minilm, "patent law", mode=Mode.SEMANTIC)
+    assert dense == await ask(place, minilm, "patent law", bm25_weight=5e-324, vector_weight=3)
 
 
 async def test_equal_documents_keep_one_order_on_every_run(place: Place, minilm: MiniLmEmbedder) -> None:

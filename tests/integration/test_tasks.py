@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import time
 from collections.abc import AsyncGenerator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,7 +21,10 @@ from rag.tasks import leases, store
 from rag.tasks.fold import fold_artifacts
 from rag.tasks.values import TERMINAL, EventKind, TaskFilter, TaskState
 from tests.support import tasks
+from tests.support.documents import put_raw_document
 from tests.support.world import World
+from workflows.registry import WORKFLOWS
+from workflows.runner import CLEAN_UP_S
 
 pytestmark = pytest.mark.anyio
 
@@ -156,6 +161,64 @@ async def test_a_released_run_is_claimed_at_once_and_the_attempt_is_not_counted(
     assert (taken.task_id, taken.attempt) == (task_id, 1)
     with pytest.raises(FenceLost):
         await tasks.progress(setting.database, setting.ada, task_id, "late", fence=drained.fence)
+
+
+async def test_a_claim_takes_no_more_than_is_wanted_whatever_the_planner_expects(setting: Setting) -> None:
+    """A queue is nearly empty when its statistics are taken, and full when they are used."""
+    admin = await asyncpg.connect(setting.world.superuser_url)
+    try:
+        await tasks.accept(setting.database, setting.ada)
+        async with setting.database.tenant(setting.ada) as session:
+            await put_raw_document(session, title="a", text="first")
+        await admin.execute("vacuum analyze queue.run")
+        await admin.execute("vacuum analyze queue.embedding")
+        for number in range(11):
+            await tasks.accept(setting.database, setting.ada)
+            async with setting.database.tenant(setting.ada) as session:
+                await put_raw_document(session, title="a", text=f"one of many: {number}")
+        runs = await leases.claim_runs(setting.database, worker="worker-a", wanted=3, lease_s=60)
+        documents = await admin.fetch("select document_id from queue.claim_embeddings_v1(3, 60)")
+        assert (len(runs), len(documents)) == (3, 3)
+    finally:
+        await admin.close()
+
+
+async def test_a_run_that_broke_off_twice_never_fails_those_that_ran_beside_it(setting: Setting) -> None:
+    """One of four kills its worker within the lease, each time, before any other of them ends."""
+    poison = await tasks.accept(setting.database, setting.ada)
+    beside = [await tasks.accept(setting.database, setting.ada) for _ in range(3)]
+    attempts = dict.fromkeys(beside, 0)
+    killed = 0
+    while killed < 5:
+        # a lease of no length stands for a worker that dies at once; each life has its own name
+        claims = await leases.claim_runs(setting.database, worker=f"worker-{killed}", wanted=4, lease_s=0.0)
+        assert claims
+        for claim in claims:
+            if claim.task_id != poison:
+                attempts[claim.task_id] = claim.attempt
+        killed += any(claim.task_id == poison for claim in claims)
+    assert set(attempts.values()) == {2}
+
+
+async def test_a_worker_holds_one_run_that_broke_off_twice_and_fresh_ones_beside_it(setting: Setting) -> None:
+    for _ in range(2):
+        await tasks.accept(setting.database, setting.ada)
+    for _ in range(2):
+        assert len(await leases.claim_runs(setting.database, worker="dead", wanted=4, lease_s=0.0)) == 2
+    fresh = await tasks.accept(setting.database, setting.ada)
+    claims = [await leases.claim_runs(setting.database, worker=name, wanted=4, lease_s=60) for name in ("a", "a", "b")]
+    assert [[claim.attempt for claim in one] for one in claims] == [[3, 1], [], [3]]
+    assert claims[0][1].task_id == fresh
+
+
+async def test_every_workflow_ends_while_the_seal_of_its_claim_still_holds(setting: Setting) -> None:
+    """The end of a run that is over its time is told under that seal."""
+    await tasks.accept(setting.database, setting.ada)
+    claimed_at = time.time()
+    claim = await tasks.claim(setting.database)
+    holds_s = json.loads(claim.seal.split(".", 2)[2])["exp"] - claimed_at
+    for workflow in WORKFLOWS:
+        assert workflow.time_limit_s + CLEAN_UP_S + 60.0 < holds_s, workflow.name
 
 
 async def test_a_cancel_ends_the_task_and_takes_the_run_from_its_worker(setting: Setting) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import asyncpg
 import pytest
 
@@ -52,6 +54,14 @@ DEFINERS = {
     "queue.hold_fence_v1": "bulkhead_queue",
     "queue.lock_run_v1": "bulkhead_queue",
     "queue.finish_run_v1": "bulkhead_queue",
+}
+UNSCOPED = {
+    "rag/corpus/embedding.py": "claims documents that wait for vectors",
+    "rag/db/gates.py": "reads the catalogue",
+    "rag/db/health.py": "reads no table",
+    "rag/runtime.py": "models belong to no tenant",
+    "rag/tasks/leases.py": "claims, extends and hands back runs",
+    "rag/tenants/operator.py": "the maintenance login's verbs",
 }
 OURS = "n.nspname in ('rag', 'seal', 'queue', 'checkpoint', 'migration')"
 
@@ -145,6 +155,13 @@ async def test_definer_functions_are_a_short_list_with_an_empty_search_path(worl
     for row in functions:
         assert not row["open_to_public"], row["name"]
         assert 'search_path=""' in (row["config"] or []), row["name"]
+
+
+def test_sessions_without_a_tenant_are_opened_in_few_places() -> None:
+    root = Path(__file__).parent.parent.parent
+    files = [path for room in ("rag", "workflows", "mcp_server", "a2a_server") for path in (root / room).rglob("*.py")]
+    found = {str(path.relative_to(root)) for path in files if ".unsafe_unscoped(" in path.read_text(encoding="utf-8")}
+    assert found == set(UNSCOPED)
 
 
 async def test_nobody_can_log_in_as_the_owner_of_the_queues(world: World) -> None:

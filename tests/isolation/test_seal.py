@@ -138,6 +138,16 @@ async def test_an_expired_seal_is_refused(world: World) -> None:
     assert reason(refused.value) == "expired"
 
 
+@pytest.mark.parametrize("missing", ["exp", "iat", "tenant"])
+async def test_a_seal_that_leaves_something_out_is_refused(world: World, missing: str) -> None:
+    acme = await world.tenant("acme")
+    kid, key = real_key(world)
+    text = json.dumps({**json.loads(payload(acme)), missing: None})
+    async with as_app(world) as connection:
+        with pytest.raises(asyncpg.InsufficientPrivilegeError):
+            await connection.fetch("select rag.open_context_v1($1)", sealed_with(key, kid, text))
+
+
 async def test_a_seal_for_a_tenant_that_does_not_exist_is_refused(world: World) -> None:
     async with world.database() as database:
         with pytest.raises(SealRefused):

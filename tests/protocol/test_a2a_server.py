@@ -217,6 +217,8 @@ async def test_every_status_has_a_timestamp_from_the_first_on(scene: Scene) -> N
         ({"contextId": "x" * 257}, -32602),
         ({"messageId": "x" * 257}, -32602),
         ({"messageId": ""}, -32602),
+        ({"role": "ROLE_AGENT"}, -32602),
+        ({"role": 99}, -32602),
         ({"parts": []}, -32602),
         ({"parts": [{"text": "   "}]}, -32602),
         ({"parts": [{"text": "x" * 5000}]}, -32602),
@@ -555,6 +557,12 @@ HOSTILE: list[tuple[bytes, int]] = [
     (b'{"jsonrpc":"1.0","id":1,"method":"ListTasks"}', -32600),
     (b'{"jsonrpc":"2.0","id":{"a":1},"method":"ListTasks"}', -32600),
     (b'{"jsonrpc":"2.0","id":true,"method":"ListTasks"}', -32600),
+    (b'{"jsonrpc":"2.0","id":18446744073709551616,"method":"ListTasks","params":{}}', -32600),
+    (b'{"jsonrpc":"2.0","id":' + b"9" * 5000 + b',"method":"ListTasks","params":{}}', -32700),
+    (b"[" * 1000 + b"]" * 1000, -32600),
+    (b'{"jsonrpc":"2.0","id":1,"method":"GetTask","params":{"id":' + b"[" * 1000 + b"]" * 1000 + b"}}", -32602),
+    (b'{"jsonrpc":"2.0","id":1,"method":"ListTasks","params":{"status":99}}', -32602),
+    (b'{"jsonrpc":"2.0","id":1,"method":"ListTasks","params":{"status":-1}}', -32602),
     (b'{"jsonrpc":"2.0","id":1,"method":7}', -32600),
     (b'{"jsonrpc":"2.0","id":1,"method":"tasks/drop"}', -32601),
     (b'{"jsonrpc":"2.0","id":1,"method":"__class__"}', -32601),
@@ -578,6 +586,16 @@ async def test_hostile_bodies_get_an_error_code_and_no_text_of_ours(scene: Scene
     assert answer["error"]["code"] == code, answer
     for leak in ("Traceback", "Error(", "Exception", "select ", "asyncpg", "ParseDict", "recursion", "/rag/"):
         assert leak not in response.text
+
+
+async def test_an_id_that_no_answer_could_repeat_starts_nothing(scene: Scene) -> None:
+    rpc = scene.rpc()
+    for method in ("SendMessage", "SendStreamingMessage"):
+        body = {"jsonrpc": "2.0", "id": 2**70, "method": method, "params": message()}
+        headers = {"authorization": f"Bearer {rpc.token}", "A2A-Version": "1.0"}
+        answer = (await scene.http.post(rpc.url, json=body, headers=headers)).json()
+        assert (answer["error"]["code"], answer["id"]) == (-32600, None)
+    assert (await rpc.call("ListTasks", {}))["totalSize"] == 0
 
 
 async def test_another_media_type_is_refused(scene: Scene) -> None:

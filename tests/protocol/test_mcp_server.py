@@ -25,6 +25,7 @@ from mcp.shared.exceptions import MCPError
 from mcp_types import CallToolResult, TextContent
 
 from mcp_server.tools import TOOLS
+from rag.corpus.store import MAX_PART_CHARS
 from rag.identity.scopes import Audience, Scope
 from rag.tenants.operator import Tenant
 from tests.support.servers import McpServer, mcp_server
@@ -152,6 +153,22 @@ async def test_a_document_is_put_found_read_listed_and_deleted(scene: Scene) -> 
         assert good(await client.call_tool("delete_document", {"document_id": document_id}))["deleted"]
         assert good(await client.call_tool("hybrid_search", {"query": "manipulative device"}))["hits"] == []
         assert bad(await client.call_tool("retrieve_document", span)) == "there is no document of that id"
+
+
+async def test_the_longest_read_stays_below_the_mebibyte_that_clients_take(scene: Scene) -> None:
+    # each such character is twelve bytes where it is escaped, in the structure and in its text form
+    document_id = await scene.put(text="\U00010348" * MAX_PART_CHARS)
+    token = scene.world.token(scene.acme, audience=Audience.MCP)
+    request = call("retrieve_document", {"document_id": document_id})
+    assert len((await post(scene, request, token=token)).content) < 2**20
+    request["params"]["_meta"] = {
+        "io.modelcontextprotocol/protocolVersion": "2026-07-28",
+        "io.modelcontextprotocol/clientCapabilities": {},
+    }
+    modern = {"mcp-protocol-version": "2026-07-28", "mcp-method": "tools/call", "mcp-name": "retrieve_document"}
+    response = await post(scene, request, token=token, **modern)
+    assert len(response.json()["result"]["structuredContent"]["text"]) == MAX_PART_CHARS
+    assert len(response.content) < 2**20
 
 
 async def test_without_a_token_the_answer_says_where_to_get_one_and_blames_none(scene: Scene) -> None:

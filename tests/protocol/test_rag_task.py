@@ -9,8 +9,10 @@ from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass
 from io import StringIO
 from typing import Any
+from uuid import UUID
 
 import anyio
+import asyncpg
 import httpx
 import pytest
 from rich.console import Console
@@ -20,7 +22,9 @@ from rag.clients.a2a import A2aClient, Accepted, Ended, Event, Progress, Result,
 from rag.errors import Forbidden, InvalidInput, Unauthenticated
 from rag.identity.scopes import Audience
 from rag.settings import Settings
+from rag.tasks.values import TaskState
 from rag.tenants.operator import Tenant
+from tests.support import tasks
 from tests.support.agents import Rpc, a2a_server, message, worker
 from tests.support.documents import put_raw_document
 from tests.support.openai_server import Fault, serve_openai
@@ -158,6 +162,46 @@ async def test_an_answer_that_broke_off_begins_again_under_the_same_artifact(sce
     last_start = max(number for number, event in enumerate(texts) if event.restart)
     assert "".join(event.text for event in texts[last_start:]) == "".join(pieces)
     assert _last(events, Result).text == "".join(pieces)
+
+
+async def test_our_client_goes_on_when_the_database_went_away_in_the_middle_of_its_stream(scene: Scene) -> None:
+    async with AsyncExitStack() as stack:
+        admin = await asyncpg.connect(scene.world.superuser_url)
+        stack.push_async_callback(admin.close)
+        name = await admin.fetchval("select current_database()")
+        database = await stack.enter_async_context(scene.world.database())
+        http = await stack.enter_async_context(httpx.AsyncClient(timeout=BOUND_S))
+        ada = scene.world.principal(scene.acme)
+        rpc = Rpc(base=scene.base, token=scene.world.token(scene.acme, audience=Audience.A2A), http=http)
+
+        async def until_unavailable(task_id: UUID) -> None:
+            while (await rpc.raw("GetTask", {"id": str(task_id)})).status_code != 503:
+                await anyio.lowlevel.checkpoint()
+
+        async def outage(task_id: UUID) -> None:
+            """Take the server's connections but leave it the one that listens: it is woken to read, and cannot."""
+            await tasks.progress(database, ada, task_id, "before", fence=None)
+            await admin.execute(f'alter database "{name}" connection limit 0')
+            await admin.execute(
+                "select pg_terminate_backend(pid, 5000) from pg_stat_activity"
+                " where application_name = 'test-a2a' and datname = current_database()"
+            )
+            await until_unavailable(task_id)
+            await tasks.progress(database, ada, task_id, "meanwhile", fence=None)
+            await until_unavailable(task_id)
+            await admin.execute(f'alter database "{name}" connection limit -1')
+            await tasks.status(database, ada, task_id, TaskState.COMPLETED, "after", fence=None)
+
+        client = await stack.enter_async_context(scene.client())
+        seen: list[Event] = []
+        with anyio.fail_after(BOUND_S):
+            async with anyio.create_task_group() as group, aclosing(client.ask(QUESTION)) as events:
+                async for event in events:
+                    seen.append(event)
+                    if isinstance(event, Accepted):
+                        group.start_soon(outage, UUID(event.task_id))
+    assert [event.text for event in seen if isinstance(event, Progress)] == ["before", "meanwhile"]
+    assert seen[-1] == Ended(state="completed", reason="after")
 
 
 async def test_a_cancel_stops_the_model_at_once(scene: Scene) -> None:

@@ -45,7 +45,7 @@ async def a2a_server(world: World, *, request_limit_per_minute: int = 60_000) ->
         async with (
             open_runtime(settings, audience=Audience.A2A, application="test-a2a") as runtime,
             listener(runtime.database.dsn, [TASK_CHANNEL], application="test-a2a-listen") as wakeups,
-            serving(create_app(runtime, wakeups), listening),
+            serving(create_app(runtime, wakeups, anyio.Event()), listening),
         ):
             yield base
 

@@ -362,6 +362,7 @@ class TestJsonLines:
             json.dumps({"text": "x", "metadata": [1]}),
             json.dumps({"text": "x", "metadata": {"a": "b" * 20_000}}),
             json.dumps({"text": "x", "metadata": {"a": "\x00"}}),
+            '{"text":"x","metadata":' + '{"a":' * 300 + "1" + "}" * 300 + "}",
             json.dumps({"text": "  "}),
             json.dumps({"text": "last"}),
         ]
@@ -370,13 +371,13 @@ class TestJsonLines:
         assert [(d.source, d.title, d.text, d.external_id) for d in documents] == [
             ("c.jsonl line 1", "One", "first", "a-1"),
             ("c.jsonl line 5", "Three", "# Three\n\nthird", None),
-            ("c.jsonl line 17", "c.jsonl line 17", "last", None),
+            ("c.jsonl line 18", "c.jsonl line 18", "last", None),
         ]
         assert documents[0].metadata == {"year": 2024}
         refused = {
             entry.source.removeprefix("c.jsonl line "): entry.reason for entry in out if isinstance(entry, Refusal)
         }
-        assert list(refused) == ["2", "4", "6", "7", "8", "9", "10", "11", "12", "13", "14", "15", "16"]
+        assert list(refused) == ["2", "4", "6", "7", "8", "9", "10", "11", "12", "13", "14", "15", "16", "17"]
         assert "'text' is missing" in refused["4"]
         assert "put it under 'metadata'" in refused["8"]
 

@@ -6,7 +6,9 @@ import base64
 import hashlib
 import hmac
 import json
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -23,6 +25,7 @@ from rag.errors import InvalidInput, Misconfigured, Unauthenticated
 from rag.identity.keys import ensure_keys, load_public_keys, load_signing_key, rotate
 from rag.identity.principal import MAX_NAME
 from rag.identity.scopes import Audience, Scope
+from rag.identity.seal import ensure_seal_keys
 from rag.identity.tokens import MAX_TOKEN_CHARS, TokenIssuer, TokenVerifier
 
 ISSUER = "https://issuer.test"
@@ -196,6 +199,60 @@ def test_private_keys_are_readable_by_their_owner_alone(tmp_path: Path) -> None:
     assert key.stat().st_mode & 0o777 == 0o600
     key.chmod(0o644)
     with pytest.raises(Misconfigured, match="readable by others"):
+        load_signing_key(tmp_path)
+
+
+def test_a_token_says_exactly_when_it_was_issued(certs: Path) -> None:
+    """Rounded up, `iat` would lie after a revocation that came later than the token, and the token would outlive it."""
+    moment = time.time() // 1 + 0.0006
+    issuer = TokenIssuer(signing_key=load_signing_key(certs), issuer=ISSUER, clock=lambda: moment)
+    token = issuer.issue(tenant_id=TENANT, subject="ada", audience=Audience.MCP, scopes=[], lifetime_s=60)
+    assert verifier(certs).verify(token).issued_at == moment
+
+
+def test_many_first_starts_agree_on_one_key(tmp_path: Path) -> None:
+    starts = 16
+    together = threading.Barrier(starts)
+
+    def start(_: int) -> tuple[str, str]:
+        together.wait(timeout=30)
+        ensure_keys(tmp_path)
+        return load_signing_key(tmp_path).kid, ensure_seal_keys(tmp_path / "seal-keys.json").active
+
+    with ThreadPoolExecutor(max_workers=starts) as pool:
+        made = set(pool.map(start, range(starts)))
+    assert len(made) == 1
+    assert set(load_public_keys(tmp_path)) == {kid for kid, _ in made}
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        ["not an object"],
+        [{}],
+        [{"kty": "oct", "k": "AAAA", "kid": "a"}],
+        [{"kty": "RSA", "n": "AQ", "e": "AQAB", "kid": "a"}],
+        [{"kty": "RSA", "n": 5, "e": "AQAB", "kid": "a"}],
+    ],
+)
+def test_a_damaged_key_set_is_refused_with_a_reason(tmp_path: Path, keys: list[object]) -> None:
+    (tmp_path / "jwks.json").write_text(json.dumps({"keys": keys}))
+    with pytest.raises(Misconfigured):
+        load_public_keys(tmp_path)
+
+
+def test_a_public_key_that_is_too_short_is_refused(tmp_path: Path) -> None:
+    weak = generate_private_key(public_exponent=65537, key_size=1024)  # noqa: S505  # what must be refused
+    entry = {**RSAAlgorithm.to_jwk(weak.public_key(), as_dict=True), "kid": "weak"}
+    (tmp_path / "jwks.json").write_text(json.dumps({"keys": [entry]}))
+    with pytest.raises(Misconfigured, match="2048 bits"):
+        load_public_keys(tmp_path)
+
+
+def test_a_damaged_signing_key_is_refused_with_a_reason(tmp_path: Path) -> None:
+    ensure_keys(tmp_path)
+    next(tmp_path.glob("signing-*.pem")).write_text("-----BEGIN PRIVATE KEY-----")
+    with pytest.raises(Misconfigured, match="not a private key"):
         load_signing_key(tmp_path)
 
 
