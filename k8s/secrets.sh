@@ -17,6 +17,7 @@ secret() {
 manifests=$(
     set -e
     secret generic bulkhead-app --from-file app-database-url --from-file seal-keys.json --from-file redis-url
+    secret generic bulkhead-worker --from-file worker-database-url
     secret generic bulkhead-migrate --from-file admin-database-url --from-file owner-database-url \
         --from-file maintenance-database-url
     secret generic bulkhead-operator --from-file maintenance-database-url

@@ -81,7 +81,7 @@ async def bootstrap_from_urls(settings: Settings) -> None:
     """Create database and roles as the administrator, with the passwords that the roles' URLs carry; idempotent.
 
     Raises:
-        Misconfigured: A URL is missing or malformed, names another role, or the three name different databases.
+        Misconfigured: A URL is missing or malformed, names another role, or they name different databases.
         Unavailable: The server is not reachable.
     """
     if settings.admin_database_url is None:
@@ -91,12 +91,13 @@ async def bootstrap_from_urls(settings: Settings) -> None:
         for role, variable, url in (
             ("bulkhead_owner", "BULKHEAD_OWNER_DATABASE_URL", settings.owner_database_url),
             ("bulkhead_app", "BULKHEAD_DATABASE_URL", settings.database_url),
+            ("bulkhead_worker", "BULKHEAD_WORKER_DATABASE_URL", settings.worker_database_url),
             ("bulkhead_maintenance", "BULKHEAD_MAINTENANCE_DATABASE_URL", settings.maintenance_database_url),
         )
     }
     databases = {database for _, database in logins.values()}
     if len(databases) != 1:
-        raise Misconfigured("the owner, app and maintenance URLs must name one and the same database")
+        raise Misconfigured("the owner, app, worker and maintenance URLs must name one and the same database")
     admin_url = await ensure_database(settings.admin_database_url, databases.pop())
     await bootstrap(admin_url, {role: password for role, (password, _) in logins.items()})
 
@@ -123,13 +124,14 @@ def embedded_is_running(data_dir: Path) -> bool:
 
 
 def embedded_settings(settings: Settings, server: EmbeddedPostgres, *, database: str) -> Settings:
-    """Return `settings` with the three logins of the embedded server and the seal keys of its data directory."""
+    """Return `settings` with the logins of the embedded server and the seal keys of its data directory."""
     passwords = _passwords(settings.data_dir / PASSWORDS_NAME)
     urls = {role: server.url(user=role, password=passwords[role], database=database) for role in LOGIN_ROLES}
     return dataclasses.replace(
         settings,
         database_url=urls["bulkhead_app"],
         owner_database_url=urls["bulkhead_owner"],
+        worker_database_url=urls["bulkhead_worker"],
         maintenance_database_url=urls["bulkhead_maintenance"],
         seal_keys_file=settings.data_dir / SEAL_KEYS_NAME,
     )
@@ -143,11 +145,11 @@ async def _prepare_embedded(settings: Settings, server: EmbeddedPostgres) -> Non
 
 def _passwords(path: Path) -> dict[str, str]:
     with turn(path.parent):
-        if not path.exists():
-            made = {role: secrets.token_urlsafe(24) for role in LOGIN_ROLES}
-            write_private(path, json.dumps(made, indent=2).encode())
-    try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-        return {role: str(stored[role]) for role in LOGIN_ROLES}
-    except (ValueError, KeyError, TypeError) as exc:
-        raise Misconfigured(f"{path.name} is damaged; remove it to have new passwords made and set") from exc
+        try:
+            stored = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+            passwords = {role: str(stored.get(role) or secrets.token_urlsafe(24)) for role in LOGIN_ROLES}
+        except (ValueError, AttributeError) as exc:
+            raise Misconfigured(f"{path.name} is damaged; remove it to have new passwords made and set") from exc
+        if passwords != stored:
+            write_private(path, json.dumps(passwords, indent=2).encode())
+    return passwords

@@ -55,11 +55,17 @@ class Runtime:
 
 @asynccontextmanager
 async def open_runtime(
-    settings: Settings, *, audience: Audience, application: str, embeds: bool = True, clock: Clock = system_clock
+    settings: Settings,
+    *,
+    audience: Audience,
+    application: str,
+    embeds: bool = True,
+    claims: bool = False,
+    clock: Clock = system_clock,
 ) -> AsyncGenerator[Runtime]:
     """Open everything that a process which serves tenants needs, and close it when the block ends.
 
-    A process that never embeds says so and is spared the model: its embedder refuses.
+    A process that never embeds says so and is spared the model: its embedder refuses. `claims` is the worker.
 
     Raises:
         Misconfigured: A setting is missing, the database login is too powerful, the schema or the model does not fit.
@@ -81,7 +87,7 @@ async def open_runtime(
                 application=application,
             )
         )
-        await check_role(database)
+        await check_role(database, claims=claims)
         model_id = await _embedding_model(database, settings)
         embedder = await _embedder(stack, settings) if embeds else _NoEmbedder(settings)
         limiter = await stack.enter_async_context(open_limiter(settings, clock=clock))

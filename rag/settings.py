@@ -25,6 +25,7 @@ _HTTP = ("http://", "https://")
 _POSTGRES = ("postgresql://", "postgres://")
 URL_SCHEMES: Mapping[str, tuple[str, ...]] = {
     "database_url": _POSTGRES,
+    "worker_database_url": _POSTGRES,
     "owner_database_url": _POSTGRES,
     "maintenance_database_url": _POSTGRES,
     "admin_database_url": _POSTGRES,
@@ -48,6 +49,8 @@ class Settings:
 
     database_url: str | None = None
     """BULKHEAD_DATABASE_URL: the app role. Unset: the embedded PostgreSQL under `data_dir`."""
+    worker_database_url: str | None = None
+    """BULKHEAD_WORKER_DATABASE_URL: the worker's role, which may claim work of any tenant; no server's."""
     owner_database_url: str | None = None
     """BULKHEAD_OWNER_DATABASE_URL: migrations only."""
     maintenance_database_url: str | None = None
@@ -99,11 +102,11 @@ class Settings:
     worker_slots: int = 4
     """BULKHEAD_WORKER_SLOTS: tasks that one worker process runs at a time."""
     lease_s: float = 6.0
-    """BULKHEAD_LEASE_SECONDS: how long a silent worker keeps a task (a2a.md measured take-over in 5-6 s with 6)."""
+    """BULKHEAD_LEASE_SECONDS: how long a silent worker keeps a task; with 6, another took over after 5 to 6 s."""
     request_limit_per_minute: int = 1200
     """BULKHEAD_REQUEST_LIMIT: MCP and A2A requests per tenant and minute."""
     log_level: str = "INFO"
-    """BULKHEAD_LOG_LEVEL."""
+    """BULKHEAD_LOG_LEVEL: of our own loggers; libraries speak from WARNING on, whatever it is."""
     otlp_endpoint: str | None = None
     """OTEL_EXPORTER_OTLP_ENDPOINT: base URL of an OTLP/HTTP collector. Unset: spans are not exported."""
 
@@ -203,6 +206,7 @@ VARIABLES: dict[str, str] = {
     "BULKHEAD_DATA_DIR": "data_dir",
     "BULKHEAD_CERTS_DIR": "certs_dir",
     "BULKHEAD_DATABASE_URL": "database_url",
+    "BULKHEAD_WORKER_DATABASE_URL": "worker_database_url",
     "BULKHEAD_OWNER_DATABASE_URL": "owner_database_url",
     "BULKHEAD_MAINTENANCE_DATABASE_URL": "maintenance_database_url",
     "BULKHEAD_ADMIN_DATABASE_URL": "admin_database_url",
@@ -239,6 +243,7 @@ VARIABLES: dict[str, str] = {
 SECRETS = frozenset(
     {
         "BULKHEAD_DATABASE_URL",
+        "BULKHEAD_WORKER_DATABASE_URL",
         "BULKHEAD_OWNER_DATABASE_URL",
         "BULKHEAD_MAINTENANCE_DATABASE_URL",
         "BULKHEAD_ADMIN_DATABASE_URL",

@@ -2602,10 +2602,10 @@ REVOKE ALL ON FUNCTION pg_catalog.pg_try_advisory_xact_lock_shared(integer, inte
 GRANT ALL ON FUNCTION pg_catalog.pg_try_advisory_xact_lock_shared(integer, integer) TO bulkhead_owner;
 
 REVOKE ALL ON FUNCTION queue.claim_embeddings_v1(wanted integer, lease_s double precision) FROM PUBLIC;
-GRANT ALL ON FUNCTION queue.claim_embeddings_v1(wanted integer, lease_s double precision) TO bulkhead_app;
+GRANT ALL ON FUNCTION queue.claim_embeddings_v1(wanted integer, lease_s double precision) TO bulkhead_worker;
 
 REVOKE ALL ON FUNCTION queue.claim_runs_v1(claimant text, wanted integer, lease_s double precision) FROM PUBLIC;
-GRANT ALL ON FUNCTION queue.claim_runs_v1(claimant text, wanted integer, lease_s double precision) TO bulkhead_app;
+GRANT ALL ON FUNCTION queue.claim_runs_v1(claimant text, wanted integer, lease_s double precision) TO bulkhead_worker;
 
 REVOKE ALL ON FUNCTION queue.enqueue_embedding_v1(document uuid) FROM PUBLIC;
 GRANT ALL ON FUNCTION queue.enqueue_embedding_v1(document uuid) TO bulkhead_app;
@@ -2620,7 +2620,7 @@ REVOKE ALL ON FUNCTION queue.finish_run_v1(task uuid) FROM PUBLIC;
 GRANT ALL ON FUNCTION queue.finish_run_v1(task uuid) TO bulkhead_app;
 
 REVOKE ALL ON FUNCTION queue.heartbeat_runs_v1(claimant text, tasks uuid[], fences bigint[], lease_s double precision) FROM PUBLIC;
-GRANT ALL ON FUNCTION queue.heartbeat_runs_v1(claimant text, tasks uuid[], fences bigint[], lease_s double precision) TO bulkhead_app;
+GRANT ALL ON FUNCTION queue.heartbeat_runs_v1(claimant text, tasks uuid[], fences bigint[], lease_s double precision) TO bulkhead_worker;
 
 REVOKE ALL ON FUNCTION queue.hold_fence_v1(task uuid, held bigint) FROM PUBLIC;
 GRANT ALL ON FUNCTION queue.hold_fence_v1(task uuid, held bigint) TO bulkhead_app;
@@ -2632,7 +2632,7 @@ REVOKE ALL ON FUNCTION queue.pending_embeddings_v1() FROM PUBLIC;
 GRANT ALL ON FUNCTION queue.pending_embeddings_v1() TO bulkhead_app;
 
 REVOKE ALL ON FUNCTION queue.release_runs_v1(claimant text, tasks uuid[], fences bigint[]) FROM PUBLIC;
-GRANT ALL ON FUNCTION queue.release_runs_v1(claimant text, tasks uuid[], fences bigint[]) TO bulkhead_app;
+GRANT ALL ON FUNCTION queue.release_runs_v1(claimant text, tasks uuid[], fences bigint[]) TO bulkhead_worker;
 
 REVOKE ALL ON FUNCTION rag.append_event_v1(task uuid, held bigint, event_kind text, event_payload jsonb, event_key text, next text) FROM PUBLIC;
 GRANT ALL ON FUNCTION rag.append_event_v1(task uuid, held bigint, event_kind text, event_payload jsonb, event_key text, next text) TO bulkhead_app;

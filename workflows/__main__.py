@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hmac
 import os
 import secrets
@@ -61,8 +62,11 @@ async def worker_of(settings: Settings) -> AsyncGenerator[Worker]:
     Raises:
         Misconfigured, Unavailable: As `open_runtime`.
     """
+    if settings.worker_database_url is None:
+        raise Misconfigured("a worker needs BULKHEAD_WORKER_DATABASE_URL; `bulkhead up` sets it")
+    as_worker = dataclasses.replace(settings, database_url=settings.worker_database_url)
     async with (
-        open_runtime(settings, audience=Audience.A2A, application=APPLICATION) as runtime,
+        open_runtime(as_worker, audience=Audience.A2A, application=APPLICATION, claims=True) as runtime,
         open_answerer(settings, runtime.embedder) as chat,
         listener(
             runtime.database.dsn,

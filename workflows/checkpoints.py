@@ -96,6 +96,8 @@ async def open_checkpoints(dsn: str, *, pool_size: int, application: str) -> Asy
         check=alive,
         kwargs={
             "autocommit": True,
+            # statements without names: there is none that a smuggled `prepare` could take the place of
+            "prepare_threshold": None,
             "row_factory": dict_row,
             "options": options,
             "application_name": application,

@@ -30,6 +30,7 @@ ADMIN_ROLE = "postgres"
 URL_FILES = {
     "bulkhead_owner": "owner-database-url",
     "bulkhead_app": "app-database-url",
+    "bulkhead_worker": "worker-database-url",
     "bulkhead_maintenance": "maintenance-database-url",
 }
 SERVICE_HOSTS = tuple(

@@ -61,17 +61,20 @@ async def running(settings: Settings, environ: Mapping[str, str]) -> AsyncGenera
         ):
             if not port_is_free(host, port):
                 raise Misconfigured(f"port {port} is taken; set BULKHEAD_{name}_PORT to another")
-        # servers get the app login alone: no owner, no maintenance, no administrator
+        # servers get the app login alone, and the worker its own: no owner, no maintenance, no administrator
         narrowed = dataclasses.replace(
             settings, owner_database_url=None, maintenance_database_url=None, admin_database_url=None, token=None
         )
         inherited = {name: environ[name] for name in _INHERITED if name in environ}
-        env = {**inherited, **narrowed.to_env()}
+        serving = dataclasses.replace(narrowed, worker_database_url=None)
+        working = dataclasses.replace(narrowed, database_url=None)
         children: dict[str, anyio.abc.Process] = {}
         try:
             async with anyio.create_task_group() as group:
                 for name in PROCESSES:
                     started = anyio.Event()
+                    own = working if name == "workflows" else serving
+                    env = {**inherited, **own.to_env()}
                     group.start_soon(_keep, name, env, logs, settings.data_dir, children, started)
                     await started.wait()
                 await _ready(settings, logs)

@@ -52,8 +52,8 @@ def up(context: click.Context, tls: bool) -> None:
 def migrate(context: click.Context, as_json: bool) -> None:
     """Bring the database to this version's schema.
 
-    With BULKHEAD_ADMIN_DATABASE_URL set, the roles are created first, with the passwords that the owner, app and
-    maintenance URLs carry.
+    With BULKHEAD_ADMIN_DATABASE_URL set, the roles are created first, with the passwords that the owner, app,
+    worker and maintenance URLs carry.
     """
     settings = settings_of(context)
     if settings.database_url is None:

@@ -34,7 +34,6 @@ CONSTRAINTS: Mapping[str, tuple[type[BulkheadError], str]] = {
     "document_source_length": (InvalidInput, "a source is 1 to 1024 characters long"),
     "document_title_length": (InvalidInput, "a title is 1 to 512 characters long"),
     "task_context_length": (InvalidInput, "a contextId is 1 to 256 characters long"),
-    "embedding_chunk": (Conflict, "the chunk is gone"),
     "task_event_task": (NotFound, "there is no such task"),
     "revocation_tenant_id_fkey": (NotFound, "there is no such tenant"),
 }
@@ -54,7 +53,7 @@ def translated() -> Generator[None]:
         yield
     except asyncpg.PostgresError as exc:
         raise _of(exc) from exc
-    except (asyncpg.InterfaceError, OSError, TimeoutError) as exc:
+    except (asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, TimeoutError) as exc:
         raise Unavailable("the database is not reachable; try again") from exc
 
 

@@ -34,7 +34,7 @@ __all__ = [
 
 _log = logging.getLogger(__name__)
 
-LOGIN_ROLES = ("bulkhead_owner", "bulkhead_app", "bulkhead_maintenance")
+LOGIN_ROLES = ("bulkhead_owner", "bulkhead_app", "bulkhead_worker", "bulkhead_maintenance")
 CONNECT_TIMEOUT_S = 10
 LOCK_TIMEOUT = "10s"
 """How long a migration may wait behind live traffic for a table lock before it gives up and changes nothing."""

@@ -10,7 +10,7 @@ connection: the context is local to the transaction.
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -140,16 +140,10 @@ class Database:
         Raises:
             SealRefused, Revoked, Unavailable: As `tenant`.
         """
-        context = self.seal(principal)
-        with translated():
-            connection = await self.pool.acquire(timeout=CONNECT_TIMEOUT_S)
-        try:
+        bound = _bound(query, {**parameters, "context": self.seal(principal)})
+        async with self._borrowed() as connection:
             with _statement(query), translated():
-                bound = _bound(query, {**parameters, "context": context})
                 return cast("list[Row]", await connection.fetch(query.text, *bound))
-        finally:
-            with translated():
-                await self.pool.release(connection)
 
     @asynccontextmanager
     async def unsafe_unscoped(self, *, reason: str) -> AsyncGenerator[Session]:
@@ -163,25 +157,30 @@ class Database:
 
     @asynccontextmanager
     async def _transaction(self) -> AsyncGenerator[asyncpg.Connection]:
-        with translated():
-            connection = await self.pool.acquire(timeout=CONNECT_TIMEOUT_S)
-        try:
+        async with self._borrowed() as connection:
             with translated():
                 transaction = connection.transaction()
                 await transaction.start()
             try:
-                yield cast("asyncpg.Connection", connection)
+                yield connection
             except BaseException:
-                # shielded: a cancelled request must not leave its transaction to the pool's reset
-                with anyio.CancelScope(shield=True):
-                    if not connection.is_closed():
-                        with translated():
-                            await transaction.rollback()
+                # shielded: a cancelled request must not leave its transaction to the pool's reset. What cannot be
+                # rolled back has lost its connection, and the reason for that is the error to tell.
+                with anyio.CancelScope(shield=True), suppress(BulkheadError), translated():
+                    await transaction.rollback()
                 raise
             with translated():
                 await transaction.commit()
+
+    @asynccontextmanager
+    async def _borrowed(self) -> AsyncGenerator[asyncpg.Connection]:
+        with translated():
+            connection = await self.pool.acquire(timeout=CONNECT_TIMEOUT_S)
+        try:
+            yield cast("asyncpg.Connection", connection)
         finally:
-            with translated():
+            # a connection that cannot be reset is closed by the driver; what was committed on it stands
+            with suppress(BulkheadError), translated():
                 await self.pool.release(connection)
 
 

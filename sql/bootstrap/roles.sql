@@ -1,4 +1,4 @@
--- The four roles (docs/adr/0002-roles.md). Run once per cluster by an administrator; safe to run again.
+-- The five roles (docs/adr/0002-roles.md). Run once per cluster by an administrator; safe to run again.
 -- Passwords are set apart from this file, as SCRAM verifiers, so that no statement carries one.
 do $$
 begin
@@ -6,9 +6,13 @@ begin
     if not exists (select from pg_catalog.pg_roles where rolname = 'bulkhead_owner') then
         create role bulkhead_owner login nosuperuser nocreatedb nocreaterole nobypassrls noreplication;
     end if;
-    -- what the servers and the worker log in as: row-level security is forced on it, it owns nothing
+    -- what the servers log in as: row-level security is forced on it, it owns nothing
     if not exists (select from pg_catalog.pg_roles where rolname = 'bulkhead_app') then
         create role bulkhead_app login nosuperuser nocreatedb nocreaterole nobypassrls noreplication noinherit;
+    end if;
+    -- what the worker logs in as: as the servers, and it may claim work of any tenant, with a seal for it
+    if not exists (select from pg_catalog.pg_roles where rolname = 'bulkhead_worker') then
+        create role bulkhead_worker login nosuperuser nocreatedb nocreaterole nobypassrls noreplication;
     end if;
     -- operators: tenants and revocation directly, upkeep of indexes through `set role bulkhead_owner`
     if not exists (select from pg_catalog.pg_roles where rolname = 'bulkhead_maintenance') then
@@ -21,5 +25,6 @@ begin
 end
 $$;
 
+grant bulkhead_app to bulkhead_worker with inherit true, set false;
 grant bulkhead_owner to bulkhead_maintenance with inherit false, set true;
 grant bulkhead_queue to bulkhead_owner with inherit false, set true;

@@ -204,12 +204,22 @@ as $$
     delete from queue.run where task_id = task and tenant_id = rag.current_tenant();
 $$;
 
+-- Four functions look across tenants; the claims hand out a seal of any tenant that waits. They are the worker's alone: in
+-- reach of the servers' login, one statement injected there could claim a seal and read with it.
 do $$
 declare
     signature regprocedure;
+    across boolean;
 begin
-    for signature in select p.oid::regprocedure from pg_proc p where p.pronamespace = 'queue'::regnamespace loop
-        execute format('grant execute on function %s to bulkhead_app', signature);
+    for signature, across in
+        select p.oid::regprocedure, p.proname ~ '^(claim|heartbeat|release)_'
+        from pg_proc p
+        where p.pronamespace = 'queue'::regnamespace
+    loop
+        execute format(
+            'grant execute on function %s to %I', signature,
+            case when across then 'bulkhead_worker' else 'bulkhead_app' end
+        );
         execute format('alter function %s owner to bulkhead_queue', signature);
     end loop;
 end

@@ -29,9 +29,10 @@ from (
     ) as a (name, held)
     where a.held
     union all
+    -- the worker is what a server is, and may claim
     select format('member of %s', m.roleid::regrole)
     from pg_catalog.pg_auth_members m
-    where m.member = (select oid from login)
+    where m.member = (select oid from login) and not ({claims}::boolean and m.roleid::regrole::text = 'bulkhead_app')
     union all
     select format('owns %s', i.identity)
     from pg_catalog.pg_shdepend d
@@ -58,7 +59,8 @@ from (
     select format('executes %s', p.oid::regprocedure)
     from pg_catalog.pg_proc p
     join pg_catalog.pg_namespace n on n.oid = p.pronamespace
-    where n.nspname = 'seal' and has_function_privilege(p.oid, 'execute')
+    where (n.nspname = 'seal' or n.nspname = 'queue' and p.proname ~ '^claim_' and not {claims}::boolean)
+        and has_function_privilege(p.oid, 'execute')
     union all
     -- a view has no row-level security of its own, and its owner's powers
     select format('reads %s past row-level security', c.oid::regclass)
@@ -74,8 +76,15 @@ from (
         values (pg_get_expr(p.polqual, p.polrelid)), (pg_get_expr(p.polwithcheck, p.polrelid))
     ) as e (wall)
     where p.polpermissive
-        and (p.polroles = '{0}' or (select oid from login) = any (p.polroles))
+        and exists (select from unnest(p.polroles) as r (oid) where r.oid = 0 or pg_has_role(r.oid, 'usage'))
         and regexp_replace(coalesce(e.wall, ''), '\s', '', 'g')
             <> '(tenant_id=(SELECTrag.current_tenant()AScurrent_tenant))'
 ) as found
 order by power;
+
+-- may_claim
+-- Whether this login may claim runs and documents of any tenant.
+select coalesce(bool_and(has_function_privilege(p.oid, 'execute')), false)
+from pg_catalog.pg_proc p
+join pg_catalog.pg_namespace n on n.oid = p.pronamespace
+where n.nspname = 'queue' and p.proname ~ '^claim_';

@@ -59,10 +59,10 @@ class Setting:
 async def setting_fixture(world: World) -> AsyncGenerator[Setting]:
     """One task of acme's, leased."""
     acme, globex = await world.tenant("acme"), await world.tenant("globex")
-    assert world.settings.database_url
+    assert world.settings.worker_database_url
     async with (
-        world.database() as database,
-        open_checkpoints(world.settings.database_url, pool_size=4, application="test-checkpoints") as pool,
+        world.database(claims=True) as database,
+        open_checkpoints(world.settings.worker_database_url, pool_size=4, application="test-checkpoints") as pool,
     ):
         ada = world.principal(acme)
         task_id = await tasks.accept(database, ada)

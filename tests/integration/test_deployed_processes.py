@@ -92,11 +92,12 @@ async def test_the_migration_prepares_a_fresh_database_that_only_the_app_login_m
 
     for name in SERVERS:
         settings = containers[name].settings
-        assert settings.database_url
+        url = settings.database_url or settings.worker_database_url
+        assert url
         assert settings.seal_keys_file
         sealer = Sealer(keys=load_seal_keys(settings.seal_keys_file))
-        async with open_database(settings.database_url, sealer=sealer, pool_size=1, application=name) as database:
-            await check_role(database)
+        async with open_database(url, sealer=sealer, pool_size=1, application=name) as database:
+            await check_role(database, claims=name == "worker")
     as_admin = urlunsplit(urlsplit(migrate.admin_database_url or "")._replace(path=f"/fresh_{profile}"))
     for url in (migrate.owner_database_url, migrate.maintenance_database_url, as_admin):
         assert url

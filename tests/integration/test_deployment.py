@@ -96,7 +96,9 @@ def test_only_who_needs_a_login_or_a_key_holds_it(containers: dict[str, Containe
     held = {name: container.settings for name, container in containers.items()}
     for name in SERVERS:
         settings = held[name]
-        assert urlsplit(settings.database_url or "").username == "bulkhead_app"
+        works = name == "worker"
+        assert urlsplit(settings.database_url or "").username == (None if works else "bulkhead_app")
+        assert urlsplit(settings.worker_database_url or "").username == ("bulkhead_worker" if works else None)
         assert settings.owner_database_url is None
         assert settings.admin_database_url is None
         assert settings.maintenance_database_url is None
@@ -298,7 +300,7 @@ def test_the_database_server_keeps_documents_out_of_its_log_as_the_embedded_one_
     [
         ({"BULKHEAD_ADMIN_DATABASE_URL": ""}, "BULKHEAD_ADMIN_DATABASE_URL"),
         ({"BULKHEAD_OWNER_DATABASE_URL": ""}, "creating roles needs BULKHEAD_OWNER_DATABASE_URL"),
-        ({"BULKHEAD_OWNER_DATABASE_URL": "mysql://bulkhead_owner:hush@db/bulkhead"}, "of the form postgresql://"),
+        ({"BULKHEAD_OWNER_DATABASE_URL": "mysql://bulkhead_owner:hush@db/bulkhead"}, "begins with postgresql://"),
         ({"BULKHEAD_OWNER_DATABASE_URL": "postgresql://bulkhead_owner:hush@[db/bulkhead"}, "is not a URL"),
         ({"BULKHEAD_DATABASE_URL": "postgresql://postgres:hush@db/bulkhead"}, "must log in as bulkhead_app"),
         ({"BULKHEAD_DATABASE_URL": "postgresql://bulkhead_app@db/bulkhead"}, "a password and a database"),
@@ -313,6 +315,7 @@ async def test_urls_that_cannot_be_bootstrapped_from_are_refused_without_being_q
         "BULKHEAD_ADMIN_DATABASE_URL": "postgresql://postgres:hush@db/postgres",
         "BULKHEAD_OWNER_DATABASE_URL": "postgresql://bulkhead_owner:hush@db/bulkhead",
         "BULKHEAD_DATABASE_URL": "postgresql://bulkhead_app:hush@db/bulkhead",
+        "BULKHEAD_WORKER_DATABASE_URL": "postgresql://bulkhead_worker:hush@db/bulkhead",
         "BULKHEAD_MAINTENANCE_DATABASE_URL": "postgresql://bulkhead_maintenance:hush@db/bulkhead",
         "BULKHEAD_SEAL_KEYS_FILE": "seal-keys.json",
     }

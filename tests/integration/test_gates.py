@@ -13,17 +13,24 @@ from tests.support.world import World
 pytestmark = pytest.mark.anyio
 
 
-async def refused(dsn: str | None) -> str:
+async def refused(dsn: str | None, *, claims: bool = False) -> str:
     assert dsn is not None
     async with open_database(dsn, sealer=None, pool_size=1, application="test") as database:
         with pytest.raises(Misconfigured) as caught:
-            await check_role(database)
+            await check_role(database, claims=claims)
     return caught.value.message
 
 
 async def test_the_app_role_may_serve(world: World) -> None:
     async with world.database() as database:
         await check_role(database)
+
+
+async def test_the_worker_role_may_work_and_not_serve_and_the_app_role_not_work(world: World) -> None:
+    async with world.database(claims=True) as database:
+        await check_role(database, claims=True)
+    assert "executes queue.claim_runs_v1" in await refused(world.settings.worker_database_url)
+    assert "may not claim" in await refused(world.settings.database_url, claims=True)
 
 
 async def test_administrator_owner_and_maintenance_may_not(world: World) -> None:

@@ -28,7 +28,7 @@ async def _write(journal: Journal, *pieces: str) -> None:
 @pytest.mark.parametrize("drained", [True, False], ids=["handed back", "lost"])
 async def test_whoever_takes_a_run_over_starts_its_artifact_anew(world: World, drained: bool) -> None:
     ada = world.principal(await world.tenant("acme"))
-    async with world.database() as database:
+    async with world.database(claims=True) as database:
         task_id = await tasks.accept(database, ada)
         first = await tasks.claim(database, lease_s=60.0 if drained else 0.0)
         await _write(Journal(database=database, principal=ada, task_id=task_id, fence=first.fence), "the ", "old")
@@ -44,7 +44,7 @@ async def test_whoever_takes_a_run_over_starts_its_artifact_anew(world: World, d
 
 async def test_a_step_that_is_replayed_by_another_worker_tells_nothing_twice(world: World) -> None:
     ada = world.principal(await world.tenant("acme"))
-    async with world.database() as database:
+    async with world.database(claims=True) as database:
         task_id = await tasks.accept(database, ada)
         for worker in ("worker-a", "worker-b"):
             claim = await tasks.claim(database, worker=worker, lease_s=0.0)

@@ -37,7 +37,7 @@ class Place:
 async def place_fixture(world: World) -> AsyncIterator[Place]:
     """Two tenants and a pool."""
     mine, theirs = await world.tenant("mine"), await world.tenant("theirs")
-    async with world.database() as database:
+    async with world.database(claims=True) as database:
         yield Place(database=database, mine=world.principal(mine), theirs=world.principal(theirs))
 
 

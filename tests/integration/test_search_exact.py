@@ -111,7 +111,7 @@ class Place:
 @pytest.fixture(name="place")
 async def place_fixture(world: World) -> AsyncIterator[Place]:
     """An open pool."""
-    async with world.database() as database:
+    async with world.database(claims=True) as database:
         yield Place(world=world, database=database)
 
 

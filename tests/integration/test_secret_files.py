@@ -52,7 +52,8 @@ def test_a_lost_file_comes_back_and_the_others_stay(tmp_path: Path) -> None:
 
 def test_no_secret_is_printed_and_none_is_used_twice(tmp_path: Path) -> None:
     output = init_secrets(tmp_path)
-    urls = [(tmp_path / f"{name}-database-url").read_text() for name in ("admin", "owner", "app", "maintenance")]
+    logins = ("admin", "owner", "app", "worker", "maintenance")
+    urls = [(tmp_path / f"{name}-database-url").read_text() for name in logins]
     words = [str(urlsplit(url).password) for url in urls]
     words += [(tmp_path / name).read_text() for name in ("redis-password", "llm-api-key")]
     assert len(set(words)) == len(words)

@@ -43,7 +43,7 @@ class Setting:
 async def setting_fixture(world: World) -> AsyncGenerator[Setting]:
     """Ada of tenant acme, Eve of tenant globex."""
     acme, globex = await world.tenant("acme"), await world.tenant("globex")
-    async with world.database(pool_size=8) as database:
+    async with world.database(pool_size=8, claims=True) as database:
         yield Setting(
             world=world,
             database=database,

@@ -89,14 +89,13 @@ class World:
         )
 
     @asynccontextmanager
-    async def database(self, *, pool_size: int = 4) -> AsyncGenerator[Database]:
-        """Open the app role's pool."""
-        assert self.settings.database_url is not None
+    async def database(self, *, pool_size: int = 4, claims: bool = False) -> AsyncGenerator[Database]:
+        """Open a pool as the app role, or as the worker's, which may claim."""
+        url = self.settings.worker_database_url if claims else self.settings.database_url
+        assert url is not None
         assert self.settings.seal_keys_file is not None
         sealer = Sealer(keys=load_seal_keys(self.settings.seal_keys_file))
-        async with open_database(
-            self.settings.database_url, sealer=sealer, pool_size=pool_size, application="test"
-        ) as database:
+        async with open_database(url, sealer=sealer, pool_size=pool_size, application="test") as database:
             yield database
 
     @asynccontextmanager

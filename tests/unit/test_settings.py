@@ -25,7 +25,7 @@ def test_an_empty_environment_gives_the_defaults() -> None:
         ({"BULKHEAD_POOL_SIZE": "0"}, "BULKHEAD_POOL_SIZE must be greater than 0"),
         ({"BULKHEAD_TLS_KEY": "k.pem"}, "set both"),
         ({"BULKHEAD_LLM_URL": "http://x/v1"}, "needs BULKHEAD_LLM_MODEL"),
-        ({"BULKHEAD_LLM_URL": "ftp://x", "BULKHEAD_LLM_MODEL": "m"}, "http or https"),
+        ({"BULKHEAD_LLM_URL": "ftp://x", "BULKHEAD_LLM_MODEL": "m"}, "begins with http:// or https://"),
         ({"BULKHEAD_DATABASE_URL": "postgresql://x"}, "BULKHEAD_SEAL_KEYS_FILE"),
         ({"BULKHEAD_REDIS_URL_FILE": "/nowhere/at/all"}, "cannot be read"),
         ({"BULKHEAD_REDIS_URL_FILE": "/x", "BULKHEAD_REDIS_URL": "redis://x"}, "not both"),
