@@ -11,7 +11,7 @@ help: ## Show this list
 
 $(VENV)/.runtime: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Bulkhead needs Python 3.11 or newer; run: make PYTHON=/path/to/python3.11")'
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@test -x $(BIN)/pip || $(PYTHON) -m venv --clear $(VENV)
 	@echo "installing the locked dependencies into $(VENV) (once, about a minute)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
@@ -57,5 +57,5 @@ lock: $(VENV)/.dev ## Rewrite the locks from pyproject.toml (hashes, no index ad
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --extra dev pyproject.toml requirements-build.in -c requirements.lock -o requirements-dev.lock
 
 clean: ## Stop and remove the embedded databases, then the virtual environment
-	@test ! -x $(BIN)/python || $(BIN)/python -c 'from pathlib import Path; from rag.db.embedded import remove_embedded_postgres as r; [r(Path(p)) for p in (".bulkhead", ".cache/test-cluster") if Path(p).exists()]'
+	@test ! -e $(VENV)/.runtime || $(BIN)/python -m tests.support.clean .bulkhead .cache/test-cluster
 	rm -rf $(VENV) .bulkhead .cache

@@ -38,11 +38,12 @@ def up(context: click.Context, tls: bool) -> None:
         settings = dataclasses.replace(
             settings, tls_certificate=files.certificate, tls_key=files.key, ca_certificate=files.ca
         )
-    if settings.database_url is None:
-        ERRORS.print("starting the database")
     # an interrupt that comes while the database starts or stops is one more way to end well
-    with suppress(KeyboardInterrupt), installation(settings) as ready:
-        anyio.run(_serve, ready)
+    with suppress(KeyboardInterrupt):
+        if settings.database_url is None:
+            ERRORS.print("starting the database")
+        with installation(settings) as ready:
+            anyio.run(_serve, ready)
     ERRORS.print("stopped")
 
 

@@ -6,10 +6,12 @@ import dataclasses
 import json
 import os
 import signal
+import socket
 import ssl
 import subprocess
 import sys
 import threading
+from base64 import b64encode
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
@@ -93,6 +95,7 @@ def installation(root: Path) -> Installation:
             "BULKHEAD_CERTS_DIR": str(root / "certs"),
             "BULKHEAD_MCP_PORT": str(free_port("127.0.0.1")),
             "BULKHEAD_A2A_PORT": str(free_port("127.0.0.1")),
+            "BULKHEAD_LOG_LEVEL": "DEBUG",  # what no log may hold, it may not hold at this level either
         },
     )
 
@@ -128,6 +131,8 @@ def test_tenants_are_created_and_listed(system: Installation) -> None:
     again = system.run("tenant", "create", "acme", check=False)
     assert again.returncode == 1
     assert "a tenant of that name exists" in again.stderr
+    shown = system.run("tenant", "list").stdout
+    assert all(tenant["tenant_id"] in shown for tenant in system.json("tenant", "list")), "ids are there to be copied"
 
 
 def test_token_prints_the_token_and_nothing_else(system: Installation) -> None:
@@ -207,7 +212,59 @@ def test_mistakes_end_in_one_clear_line(system: Installation, arguments: list[st
     done = system.run(*arguments, check=False)
     assert done.returncode == 1
     assert message in done.stderr
-    assert "Traceback" not in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        ("BULKHEAD_DATA_DIR", "/dev/null/data", "/dev/null/data: Not a directory"),
+        ("BULKHEAD_CERTS_DIR", "/dev/null/certs", "/dev/null/certs: Not a directory"),
+        ("BULKHEAD_MCP_PROT", "1", "did you mean BULKHEAD_MCP_PORT?"),
+    ],
+)
+def test_an_operators_mistakes_end_in_one_clear_line(tmp_path: Path, variable: str, value: str, message: str) -> None:
+    made = installation(tmp_path)
+    done = dataclasses.replace(made, env={**made.env, variable: value}).run("tenant", "list", check=False)
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_server_that_cannot_start_has_its_reason_told(tmp_path: Path) -> None:
+    made = _elsewhere(installation(tmp_path), "postgresql://nobody@127.0.0.1:1/nothing")
+    made.env["BULKHEAD_TLS_CERTIFICATE"] = made.env["BULKHEAD_TLS_KEY"] = str(tmp_path / "missing.pem")
+    done = made.run("up", check=False)
+    assert done.returncode == 1
+    assert "keeps ending: misconfigured: BULKHEAD_TLS_CERTIFICATE" in done.stderr
+
+
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
+def test_an_interrupt_ends_a_start_that_gets_nowhere(tmp_path: Path, sent: signal.Signals) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as mute:  # takes connections and never says a word
+        made = _elsewhere(installation(tmp_path), f"postgresql://nobody@127.0.0.1:{mute.getsockname()[1]}/nothing")
+        _interrupt_after("starting the servers", made, sent)
+
+
+def test_an_interrupt_while_the_database_starts_leaves_none_running(tmp_path: Path) -> None:
+    made = installation(tmp_path)
+    _interrupt_after("starting the database", made, signal.SIGTERM)
+    assert not (tmp_path / "data" / "postgres" / "postmaster.pid").exists()
+    assert made.run("tenant", "list").returncode == 0
+
+
+def test_doctor_tells_of_seal_keys_that_the_database_does_not_know(system: Installation) -> None:
+    path = system.root / "data" / "seal-keys.json"
+    before = path.read_bytes()
+    path.write_text(json.dumps({"active": "new", "keys": {"new": b64encode(bytes(32)).decode()}}), encoding="utf-8")
+    try:
+        done = system.run("doctor", "--json", check=False)
+    finally:
+        path.write_bytes(before)
+    findings = {finding["name"]: finding for finding in json.loads(done.stdout)}
+    assert findings["seal keys"]["verdict"] == "failed"
+    assert "bulkhead migrate" in findings["seal keys"]["advice"]
+    assert findings["schema"]["verdict"] == "ok"
 
 
 def test_no_log_holds_a_token_a_key_or_a_documents_text(system: Installation, folder: Path) -> None:
@@ -264,6 +321,42 @@ def test_up_serves_tls_with_its_own_authority(tmp_path: Path) -> None:
             httpx.get(up.addresses["agent_card"], timeout=10)
     finally:
         assert up.stop() == 0
+
+
+def _elsewhere(made: Installation, url: str) -> Installation:
+    """Return `made` over a database that is not there."""
+    keys = made.root / "seal-keys.json"
+    keys.write_text(json.dumps({"active": "k", "keys": {"k": b64encode(bytes(32)).decode()}}), encoding="utf-8")
+    return dataclasses.replace(
+        made, env={**made.env, "BULKHEAD_DATABASE_URL": url, "BULKHEAD_SEAL_KEYS_FILE": str(keys)}
+    )
+
+
+def _interrupt_after(line: str, made: Installation, sent: signal.Signals) -> None:
+    """Start `bulkhead up`, interrupt it as soon as it says `line`, and expect it to end well within 10 s."""
+    command = [sys.executable, "-m", "rag.cli", "up"]
+    with subprocess.Popen(command, env=made.env, stderr=subprocess.PIPE, text=True) as up:
+        guard = threading.Timer(READY_BOUND_S, up.kill)
+        guard.start()
+        assert up.stderr is not None
+        while line not in (said := up.stderr.readline()):
+            assert said, "it ended by itself"
+        up.send_signal(sent)
+        try:
+            _, errors = up.communicate(timeout=10)
+        finally:
+            up.kill()
+            guard.cancel()
+    assert up.returncode == 0, errors
+    assert errors.endswith("stopped\n")
+    assert [process.pid for process in psutil.process_iter() if _belongs(process, made)] == []
+
+
+def _belongs(process: psutil.Process, made: Installation) -> bool:
+    try:
+        return process.environ().get("BULKHEAD_DATA_DIR") == made.env["BULKHEAD_DATA_DIR"]
+    except psutil.Error:
+        return False
 
 
 def _cmdline(pid: int) -> list[str]:

@@ -20,7 +20,15 @@ def test_an_empty_environment_gives_the_defaults() -> None:
 @pytest.mark.parametrize(
     ("environ", "message"),
     [
-        ({"BULKHEAD_MCP_PROT": "1"}, "unknown setting BULKHEAD_MCP_PROT"),
+        ({"BULKHEAD_MCP_PROT": "1"}, "unknown setting BULKHEAD_MCP_PROT; did you mean BULKHEAD_MCP_PORT"),
+        ({"BULKHEAD_ELEPHANT": "1"}, "unknown setting BULKHEAD_ELEPHANT; docs/configuration.md"),
+        ({"BULKHEAD_MCP_PORT": "70000"}, "BULKHEAD_MCP_PORT must be between 1 and 65535"),
+        ({"BULKHEAD_A2A_PORT": "8080"}, "must differ"),
+        ({"BULKHEAD_LOG_LEVEL": "loud"}, "BULKHEAD_LOG_LEVEL must be one of DEBUG"),
+        ({"BULKHEAD_REDIS_URL": "localhost:6379"}, "BULKHEAD_REDIS_URL must be a URL that begins with redis://"),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "collector:4318"}, "OTEL_EXPORTER_OTLP_ENDPOINT must be a URL"),
+        ({"BULKHEAD_EMBEDDINGS_URL": "http://there:port/v1"}, "BULKHEAD_EMBEDDINGS_URL must be a URL"),
+        ({"BULKHEAD_DATABASE_URL": "there", "BULKHEAD_SEAL_KEYS_FILE": "x"}, "BULKHEAD_DATABASE_URL must be a URL"),
         ({"BULKHEAD_MCP_PORT": "eighty"}, "BULKHEAD_MCP_PORT must be a number"),
         ({"BULKHEAD_POOL_SIZE": "0"}, "BULKHEAD_POOL_SIZE must be greater than 0"),
         ({"BULKHEAD_TLS_KEY": "k.pem"}, "set both"),
