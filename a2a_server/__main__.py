@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import sys
 from collections.abc import AsyncIterator
 
 import anyio
@@ -12,11 +11,9 @@ import uvicorn
 from a2a_server.app import create_app
 from a2a_server.feed import TASK_CHANNEL
 from rag.db.listener import Wakeups, listener
-from rag.errors import Misconfigured, Unavailable
 from rag.identity.scopes import Audience
-from rag.runtime import open_runtime
+from rag.runtime import open_runtime, run_process
 from rag.settings import Settings
-from rag.telemetry import telemetry
 
 __all__ = ["main"]
 
@@ -29,15 +26,7 @@ KEEP_ALIVE_S = 75
 
 def main() -> None:
     """Serve until SIGTERM or SIGINT."""
-    try:
-        settings = Settings.from_process()
-        with telemetry(settings, service="a2a_server"):
-            anyio.run(_serve, settings, backend_options={"use_uvloop": True})
-    except* (Misconfigured, Unavailable) as group:
-        exc: BaseException = group
-        while isinstance(exc, BaseExceptionGroup):
-            exc = exc.exceptions[0]
-        sys.exit(f"{type(exc).__name__}: {exc}")
+    run_process("a2a_server", _serve)
 
 
 async def _serve(settings: Settings) -> None:

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import signal
-import sys
 
 import anyio
 import uvicorn
 
 from mcp_server.app import create_app
-from rag.errors import Misconfigured, Unavailable
 from rag.identity.scopes import Audience
-from rag.runtime import open_runtime
+from rag.runtime import open_runtime, run_process
 from rag.settings import Settings
-from rag.telemetry import telemetry
 
 __all__ = ["main"]
 
@@ -25,12 +22,7 @@ KEEP_ALIVE_S = 75
 
 def main() -> None:
     """Serve until SIGTERM or SIGINT."""
-    try:
-        settings = Settings.from_process()
-        with telemetry(settings, service="mcp_server"):
-            anyio.run(_serve, settings, backend_options={"use_uvloop": True})
-    except (Misconfigured, Unavailable) as exc:
-        sys.exit(f"{exc.code}: {exc.message}")
+    run_process("mcp_server", _serve)
 
 
 async def _serve(settings: Settings) -> None:

@@ -8,16 +8,18 @@ from __future__ import annotations
 import hmac
 import logging
 import ssl
-from collections.abc import AsyncGenerator, Sequence
+import sys
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
+import anyio
 import httpx
 
 from rag.clock import Clock, system_clock
 from rag.db.gates import check_role
 from rag.db.pool import Database, open_database
-from rag.errors import EmbedderUnavailable, Misconfigured
+from rag.errors import BulkheadError, EmbedderUnavailable, Misconfigured, Unavailable
 from rag.identity.keys import load_public_keys, load_signing_key
 from rag.identity.scopes import Audience
 from rag.identity.seal import Sealer, SealKeys, load_seal_keys
@@ -29,9 +31,10 @@ from rag.llm.openai_chat import OpenAiChat
 from rag.llm.openai_embeddings import OpenAiEmbedder
 from rag.llm.ports import Chat, Embedder, Vectors
 from rag.settings import Settings
+from rag.telemetry import telemetry
 from sql import load_queries
 
-__all__ = ["Runtime", "http_client", "open_answerer", "open_runtime", "token_issuer"]
+__all__ = ["Runtime", "first_of_ours", "http_client", "open_answerer", "open_runtime", "run_process", "token_issuer"]
 
 _log = logging.getLogger(__name__)
 _QUERIES = load_queries("models")
@@ -51,6 +54,33 @@ class Runtime:
     cursor_key: bytes
     """Signs paging cursors; the same on every replica."""
     clock: Clock
+
+
+def first_of_ours(exc: BaseException) -> BulkheadError | None:
+    """Return the error of ours that `exc` is or wraps, to be told in one line; None where there is a defect in it."""
+    # task groups wrap what their children raise; a defect beside an error of ours must not be hidden by it
+    if isinstance(exc, BaseExceptionGroup):
+        found = [first_of_ours(child) for child in exc.exceptions]
+        return found[0] if all(found) else None
+    if isinstance(exc, OSError) and exc.strerror:  # what the network raises is ours by now: this is a file or the disk
+        return Misconfigured(f"{exc.filename or 'the file system'}: {exc.strerror}; mend it, or choose another path")
+    return exc if isinstance(exc, BulkheadError) else None
+
+
+def run_process(service: str, serve: Callable[[Settings], Awaitable[None]]) -> None:
+    """Run one process of ours to its end: settings from the environment, JSON logs, spans, an event loop.
+
+    A refusal to start is one line on standard error and status 1; a defect keeps its traceback.
+    """
+    try:
+        settings = Settings.from_process()
+        with telemetry(settings, service=service):
+            anyio.run(serve, settings, backend_options={"use_uvloop": True})
+    except (BulkheadError, OSError, BaseExceptionGroup) as exc:
+        refusal = first_of_ours(exc)
+        if not isinstance(refusal, Misconfigured | Unavailable):
+            raise
+        sys.exit(f"{refusal.code}: {refusal.message}")
 
 
 @asynccontextmanager

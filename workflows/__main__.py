@@ -8,7 +8,6 @@ import os
 import secrets
 import signal
 import socket
-import sys
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -18,12 +17,11 @@ from rag.clients.mcp import mcp_client
 from rag.corpus.embedding import EMBEDDING_CHANNEL, run_embedder
 from rag.db.listener import Wakeups, listener
 from rag.db.pool import open_database
-from rag.errors import Misconfigured, Unavailable
+from rag.errors import Misconfigured
 from rag.identity.scopes import Audience
 from rag.llm.ports import Chat
-from rag.runtime import Runtime, open_answerer, open_runtime, token_issuer
+from rag.runtime import Runtime, open_answerer, open_runtime, run_process, token_issuer
 from rag.settings import Settings
-from rag.telemetry import telemetry
 from workflows.checkpoints import open_checkpoints
 from workflows.runner import Runner
 from workflows.worker import CANCEL_CHANNEL, RUN_CHANNEL, Worker
@@ -35,15 +33,7 @@ APPLICATION = "bulkhead-worker"
 
 def main() -> None:
     """Work until SIGTERM or SIGINT."""
-    try:
-        settings = Settings.from_process()
-        with telemetry(settings, service="workflows"):
-            anyio.run(_serve, settings, backend_options={"use_uvloop": True})
-    except* (Misconfigured, Unavailable) as group:
-        exc: BaseException = group
-        while isinstance(exc, BaseExceptionGroup):
-            exc = exc.exceptions[0]
-        sys.exit(f"{type(exc).__name__}: {exc}")
+    run_process("workflows", _serve)
 
 
 async def _serve(settings: Settings) -> None:

@@ -24,7 +24,7 @@ from rag.db.pool import open_database
 from rag.errors import BulkheadError, Misconfigured, NotFound
 from rag.identity.scopes import Audience, Scope
 from rag.installation import installation
-from rag.runtime import token_issuer
+from rag.runtime import first_of_ours, token_issuer
 from rag.settings import Settings
 from rag.tenants.operator import Operator
 
@@ -34,6 +34,7 @@ __all__ = [
     "caller_options",
     "caller_token",
     "json_option",
+    "login_name",
     "operator",
     "print_json",
     "reporting_errors",
@@ -65,22 +66,12 @@ def reporting_errors() -> Generator[None]:
     try:
         yield
     except (BulkheadError, OSError, BaseExceptionGroup) as exc:
-        error = _first_of_ours(exc)
+        error = first_of_ours(exc)
         if error is None:
             raise
         # not wrapped: a line is searched for and copied more often than it is read in a narrow window
         ERRORS.print(f"[bold red]{error.code}[/]: {escape(error.message)}", soft_wrap=True)
         sys.exit(1)
-
-
-def _first_of_ours(exc: BaseException) -> BulkheadError | None:
-    # task groups wrap what their children raise; a defect beside an error of ours must not be hidden by it
-    if isinstance(exc, BaseExceptionGroup):
-        found = [_first_of_ours(child) for child in exc.exceptions]
-        return found[0] if all(found) else None
-    if isinstance(exc, OSError) and exc.strerror:  # what the network raises is ours by now: this is a file or the disk
-        return Misconfigured(f"{exc.filename or 'the file system'}: {exc.strerror}; mend it, or choose another path")
-    return exc if isinstance(exc, BulkheadError) else None
 
 
 def json_option(command: Callable[P, R]) -> Callable[P, R]:
@@ -128,11 +119,23 @@ def caller_token(
         found = anyio.run(_find_tenant, ready, tenant)
         return token_issuer(ready).issue(
             tenant_id=found,
-            subject=user or getpass.getuser(),
+            subject=user or login_name(),
             audience=audience,
             scopes=scopes,
             lifetime_s=CLI_TOKEN_LIFETIME_S,
         )
+
+
+def login_name() -> str:
+    """Return whom to act for where nobody was named.
+
+    Raises:
+        Misconfigured: This process's user has no name, as in a container that runs as somebody's number.
+    """
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError) as exc:
+        raise Misconfigured("name a user with --user: yours has no login name here") from exc
 
 
 @asynccontextmanager
