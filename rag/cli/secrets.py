@@ -27,12 +27,27 @@ __all__ = ["IMAGE_UID", "secrets"]
 IMAGE_UID = 10001
 """The user of our container image (Dockerfile); root hands the files to it, since the containers do not run as root."""
 ADMIN_ROLE = "postgres"
+ENV_NAME = "compose.env"
 URL_FILES = {
     "bulkhead_owner": "owner-database-url",
     "bulkhead_app": "app-database-url",
     "bulkhead_worker": "worker-database-url",
     "bulkhead_maintenance": "maintenance-database-url",
 }
+NAMES = frozenset(URL_FILES.values()) | {
+    ".gitignore",
+    ENV_NAME,
+    "admin-database-url",
+    "llm-api-key",
+    "postgres-admin-password",
+    "redis-password",
+    "redis-url",
+    "redis.conf",
+    "seal-keys.json",
+    "signing",
+    "tls",
+}
+"""What lies in the folder. Root hands all of it to the containers' user: it must not be a home, or a checkout."""
 SERVICE_HOSTS = tuple(
     f"{service}{suffix}"
     for service in ("mcp-server", "a2a-server")
@@ -61,6 +76,11 @@ directory_argument = click.argument("directory", metavar="DIR", type=click.Path(
 )
 def init(directory: Path, host: str, database: str, tls_hosts: tuple[str, ...]) -> None:
     """Make whatever is missing in DIR; what is there is kept."""
+    strange = [path.name for path in directory.iterdir() if path.name not in NAMES] if directory.is_dir() else []
+    if strange:
+        raise Misconfigured(
+            f"{directory} holds {min(strange)}, which is no secret of ours; name a folder for them alone"
+        )
     try:
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         directory.chmod(0o700)
@@ -81,7 +101,7 @@ def init(directory: Path, host: str, database: str, tls_hosts: tuple[str, ...]) 
     _finish(directory)
     made = sorted(str(path.relative_to(directory)) for path in _files(directory) - before)
     click.echo(f"made in {directory}: {', '.join(made) or 'nothing, all was there'}")
-    click.echo(f"next: docker compose --env-file {directory / 'compose.env'} up --build")
+    click.echo(f"next: docker compose --env-file {directory / ENV_NAME} up --build")
 
 
 @secrets.command("rotate")
@@ -92,6 +112,8 @@ def rotate_(directory: Path, kind: str) -> None:
 
     The one before stays valid. Then migrate (seal) and restart the processes; docs/deployment.md says in which order.
     """
+    if not (directory / ENV_NAME).is_file():
+        raise Misconfigured(f"{directory} was not made by `bulkhead secrets init`; name a folder that was")
     kid = rotate(directory / "signing") if kind == "signing" else _rotate_seal(directory / "seal-keys.json")
     _finish(directory)
     click.echo(f"active {kind} key: {kid}")
@@ -134,7 +156,7 @@ def _finish(directory: Path) -> None:
         "SIGNING_KID": load_signing_key(directory / "signing").kid,
     }
     text = "# Written by `bulkhead secrets`: where the secrets lie and who may read them. Holds no secret itself.\n"
-    write_private(directory / "compose.env", (text + "".join(f"{k}={v}\n" for k, v in lines.items())).encode())
+    write_private(directory / ENV_NAME, (text + "".join(f"{k}={v}\n" for k, v in lines.items())).encode())
     if os.geteuid() == 0:
         for path in (directory, *directory.rglob("*")):
             os.chown(path, uid, gid)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 from uuid import UUID
 
 import anyio
@@ -11,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
-from rag.cli.common import json_option, operator, print_json, settings_of
+from rag.cli.common import json_option, login_name, operator, print_json, settings_of
 from rag.errors import InvalidInput
 from rag.identity.scopes import Audience, Scope
 from rag.installation import installation
@@ -105,7 +104,7 @@ def token(
         click.echo(
             token_issuer(settings).issue(
                 tenant_id=found.tenant_id,
-                subject=user or getpass.getuser(),
+                subject=user or login_name(),
                 audience=door,
                 scopes=[Scope(scope) for scope in scopes] or DEFAULT_SCOPES[door],
                 groups=groups,

@@ -21,7 +21,10 @@ import jwt
 import psutil
 import pytest
 
+from rag.cli.common import login_name
 from rag.cli.supervisor import free_port
+from rag.db.embedded import remove_embedded_postgres
+from rag.errors import Misconfigured
 
 pytestmark = pytest.mark.xdist_group("cli")
 
@@ -110,6 +113,14 @@ def system_fixture(tmp_path_factory: pytest.TempPathFactory) -> Generator[Instal
         yield made
     finally:
         assert up.stop() == 0
+        remove_embedded_postgres(made.root / "data")
+
+
+@pytest.fixture(name="made")
+def made_fixture(tmp_path: Path) -> Generator[Installation]:
+    """An installation of the test's own. Its data may lie elsewhere (root's does), so it is deleted by the book."""
+    yield installation(tmp_path)
+    remove_embedded_postgres(tmp_path / "data")
 
 
 @pytest.fixture(scope="module", name="folder")
@@ -179,13 +190,13 @@ def test_doctor_finds_everything_in_order(system: Installation) -> None:
     assert all(finding["verdict"] != "failed" for finding in findings.values()), findings
 
 
-def test_doctor_says_what_to_do_where_nothing_runs(tmp_path: Path) -> None:
-    done = installation(tmp_path).run("doctor", "--json", check=False)
+def test_doctor_says_what_to_do_where_nothing_runs(made: Installation) -> None:
+    done = made.run("doctor", "--json", check=False)
     findings = {finding["name"]: finding for finding in json.loads(done.stdout)}
     assert done.returncode == 1
     assert findings["database"]["verdict"] == "failed"
     assert "bulkhead up" in findings["database"]["advice"]
-    assert not (tmp_path / "data").exists(), "a doctor installs nothing"
+    assert not (made.root / "data").exists(), "a doctor installs nothing"
 
 
 def test_a_revoked_user_is_refused_at_once(system: Installation) -> None:
@@ -223,33 +234,41 @@ def test_mistakes_end_in_one_clear_line(system: Installation, arguments: list[st
         ("BULKHEAD_MCP_PROT", "1", "did you mean BULKHEAD_MCP_PORT?"),
     ],
 )
-def test_an_operators_mistakes_end_in_one_clear_line(tmp_path: Path, variable: str, value: str, message: str) -> None:
-    made = installation(tmp_path)
+def test_an_operators_mistakes_end_in_one_clear_line(
+    made: Installation, variable: str, value: str, message: str
+) -> None:
     done = dataclasses.replace(made, env={**made.env, variable: value}).run("tenant", "list", check=False)
     assert done.returncode == 1
     assert message in done.stderr
     assert done.stderr.count("\n") == 1
 
 
-def test_a_server_that_cannot_start_has_its_reason_told(tmp_path: Path) -> None:
-    made = _elsewhere(installation(tmp_path), "postgresql://nobody@127.0.0.1:1/nothing")
-    made.env["BULKHEAD_TLS_CERTIFICATE"] = made.env["BULKHEAD_TLS_KEY"] = str(tmp_path / "missing.pem")
+def test_who_has_no_login_name_is_asked_for_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 2**31 - 7)  # as in a container: a number without an entry in passwd
+    with pytest.raises(Misconfigured, match="--user"):
+        login_name()
+
+
+def test_a_server_that_cannot_start_has_its_reason_told(made: Installation) -> None:
+    made = _elsewhere(made, "postgresql://nobody@127.0.0.1:1/nothing")
+    made.env["BULKHEAD_TLS_CERTIFICATE"] = made.env["BULKHEAD_TLS_KEY"] = str(made.root / "missing.pem")
     done = made.run("up", check=False)
     assert done.returncode == 1
     assert "keeps ending: misconfigured: BULKHEAD_TLS_CERTIFICATE" in done.stderr
 
 
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
-def test_an_interrupt_ends_a_start_that_gets_nowhere(tmp_path: Path, sent: signal.Signals) -> None:
+def test_an_interrupt_ends_a_start_that_gets_nowhere(made: Installation, sent: signal.Signals) -> None:
     with socket.create_server(("127.0.0.1", 0)) as mute:  # takes connections and never says a word
-        made = _elsewhere(installation(tmp_path), f"postgresql://nobody@127.0.0.1:{mute.getsockname()[1]}/nothing")
+        made = _elsewhere(made, f"postgresql://nobody@127.0.0.1:{mute.getsockname()[1]}/nothing")
         _interrupt_after("starting the servers", made, sent)
 
 
-def test_an_interrupt_while_the_database_starts_leaves_none_running(tmp_path: Path) -> None:
-    made = installation(tmp_path)
+def test_an_interrupt_while_the_database_starts_leaves_none_running(made: Installation) -> None:
     _interrupt_after("starting the database", made, signal.SIGTERM)
-    assert not (tmp_path / "data" / "postgres" / "postmaster.pid").exists()
+    assert not (made.root / "data" / "postgres" / "postmaster.pid").exists()
     assert made.run("tenant", "list").returncode == 0
 
 
@@ -290,8 +309,7 @@ def test_a_second_supervisor_on_the_same_data_is_refused(system: Installation) -
     assert "already runs" in done.stderr
 
 
-def test_after_a_kill_the_next_start_finds_the_data_and_no_leftovers(tmp_path: Path, folder: Path) -> None:
-    made = installation(tmp_path)
+def test_after_a_kill_the_next_start_finds_the_data_and_no_leftovers(made: Installation, folder: Path) -> None:
     first = Up(made)
     made.run("tenant", "create", "acme")
     made.run("ingest", str(folder / "lease.md"), "--tenant", "acme")
@@ -308,12 +326,11 @@ def test_after_a_kill_the_next_start_finds_the_data_and_no_leftovers(tmp_path: P
         assert second.stop() == 0
 
 
-def test_up_serves_tls_with_its_own_authority(tmp_path: Path) -> None:
-    made = installation(tmp_path)
+def test_up_serves_tls_with_its_own_authority(made: Installation) -> None:
     up = Up(made, "--tls")
     try:
         assert up.addresses["mcp"].startswith("https://")
-        authority = ssl.create_default_context(cafile=str(tmp_path / "certs" / "ca.pem"))
+        authority = ssl.create_default_context(cafile=str(made.root / "certs" / "ca.pem"))
         card = httpx.get(up.addresses["agent_card"], verify=authority, timeout=10)
         assert card.status_code == 200
         assert "https://" in card.text

@@ -229,7 +229,7 @@ def test_our_image_and_the_migration_carry_the_version_of_the_project() -> None:
         kustomization = yaml.safe_load((ROOT / "k8s" / directory / "kustomization.yaml").read_text())
         assert kustomization["images"] == [{"name": "bulkhead", "newTag": VERSION}]
     migrate = yaml.safe_load((ROOT / "k8s" / "base" / "migrate.yaml").read_text())
-    assert migrate["metadata"]["name"] == f"migrate-{VERSION}"
+    assert migrate["metadata"]["name"] == f"migrate-{VERSION.replace('.', '-')}"
 
 
 def test_compose_containers_are_confined() -> None:

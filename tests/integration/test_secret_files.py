@@ -87,3 +87,16 @@ def test_two_seal_keys_are_held_during_a_rotation_and_the_oldest_goes(tmp_path: 
     third = load_seal_keys(tmp_path / "seal-keys.json")
     assert set(third.keys) == {second.active, third.active}
     assert stat.S_IMODE((tmp_path / "seal-keys.json").stat().st_mode) == 0o600
+
+
+def test_a_folder_with_anything_else_in_it_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("a checkout, or a home", encoding="utf-8")
+    with pytest.raises(Misconfigured, match=r"holds README\.md"):
+        CliRunner().invoke(secrets, ["init", str(tmp_path)], catch_exceptions=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["README.md"]
+
+
+def test_keys_are_rotated_only_where_they_were_made(tmp_path: Path) -> None:
+    with pytest.raises(Misconfigured, match="was not made by"):
+        CliRunner().invoke(secrets, ["rotate", str(tmp_path), "signing"], catch_exceptions=False)
+    assert list(tmp_path.iterdir()) == []
