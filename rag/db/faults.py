@@ -75,6 +75,9 @@ def _of(exc: asyncpg.PostgresError) -> BulkheadError:
             return Unavailable("the database was busy; try again")
         case "22021" | "22P05" | "22P02":
             return InvalidInput("the text holds a character that cannot be stored, such as NUL")
+        case "53100":
+            _log.error("the disk of the database is full")
+            return Unavailable("the database has no space left; free some and try again")
         case state if state.startswith(("08", "53", "57")):
             return Unavailable("the database is not reachable; try again")
         case state:

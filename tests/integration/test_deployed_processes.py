@@ -21,7 +21,7 @@ import asyncpg
 import httpx
 import pytest
 
-from rag.db.embedded import embedded_postgres
+from rag.db.embedded import embedded_postgres, remove_embedded_postgres
 from rag.db.gates import check_role
 from rag.db.pool import open_database
 from rag.errors import Misconfigured
@@ -64,9 +64,11 @@ def server_fixture(tmp_path_factory: pytest.TempPathFactory) -> Generator[str]:
     """The administrator's URL of the server."""
     options = {**postgres_options("compose"), "shared_buffers": "32MB", "fsync": "off"}
     address = {"listen_addresses": "127.0.0.1", "port": str(free_port())}
-    with embedded_postgres(tmp_path_factory.mktemp("deployment"), settings={**options, **address}) as server:
+    data_dir = tmp_path_factory.mktemp("deployment")
+    with embedded_postgres(data_dir, settings={**options, **address}) as server:
         password = urlsplit(server.superuser_url).password
         yield f"postgresql://postgres:{password}@127.0.0.1:{server.port}/postgres"
+    remove_embedded_postgres(data_dir)
 
 
 def _deploy(profile: str, server: str, tmp_path: Path, *, database: str) -> dict[str, Container]:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import anyio
 import asyncpg
+import psutil
 import pytest
 
 from rag.db import embedded_place
@@ -293,7 +294,9 @@ def test_a_killed_server_recovers_with_its_data(data_dir: Path) -> None:
         )
         with busy:
             until_it_prints(server, SLEEPERS)
-            os.kill(server.pid, signal.SIGKILL)
+            postmaster = psutil.Process(server.pid)
+            postmaster.kill()
+            postmaster.wait(BOUND_S)
             with embedded_postgres(data_dir) as recovered:
                 assert recovered.pid != server.pid
                 assert sql(recovered.superuser_url, "select line from note") == "committed"
