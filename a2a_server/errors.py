@@ -48,9 +48,11 @@ TABLE: Mapping[str, Mapped] = {
     "task_not_cancelable": Mapped(error=TaskNotCancelableError),
     "task_busy": Mapped(error=UnsupportedOperationError),
     "fence_lost": Mapped(error=InternalError, told=False),
+    "model_switched": Mapped(error=InternalError, told=False),
     "rate_limited": Mapped(error=InvalidRequestError, status=429),
     "unavailable": Mapped(error=InternalError, status=503),
     "embedder_unavailable": Mapped(error=InternalError, status=503),
+    "reranker_unavailable": Mapped(error=InternalError, status=503),
     "misconfigured": Mapped(error=InternalError, told=False),
 }
 

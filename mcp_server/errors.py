@@ -42,8 +42,10 @@ CODES: Mapping[str, int | None] = {
     "task_not_cancelable": None,
     "task_busy": None,
     "fence_lost": None,
+    "model_switched": None,
     "unavailable": None,
     "embedder_unavailable": None,
+    "reranker_unavailable": None,
 }
 
 

@@ -12,10 +12,12 @@
     |-- Conflict                  conflict            the request contradicts what is stored
     |   |-- TaskNotCancelable     task_not_cancelable the task has already ended
     |   |-- TaskBusy              task_busy           the task is working and takes no message now
-    |   `-- FenceLost             fence_lost          another worker owns the run: stop, write nothing
+    |   |-- FenceLost             fence_lost          another worker owns the run: stop, write nothing
+    |   `-- ModelSwitched         model_switched      the tenant's vectors are another model's; carries which
     |-- RateLimited               rate_limited        slow down; carries when to come back
     |-- Unavailable               unavailable         a dependency is down; trying again may help
-    |   `-- EmbedderUnavailable   embedder_unavailable  no query vector to be had: the lexical leg answers alone
+    |   |-- EmbedderUnavailable   embedder_unavailable  no query vector to be had: the lexical leg answers alone
+    |   `-- RerankerUnavailable   reranker_unavailable  no second opinion to be had: the fused order stands
     `-- Misconfigured             misconfigured       refuse to start; the message says what to set
 
 Each face maps `code` to its own protocol in one table, and a test walks this tree so that the tables stay total.
@@ -36,8 +38,10 @@ __all__ = [
     "InvalidCursor",
     "InvalidInput",
     "Misconfigured",
+    "ModelSwitched",
     "NotFound",
     "RateLimited",
+    "RerankerUnavailable",
     "Revoked",
     "SealRefused",
     "TaskBusy",
@@ -131,6 +135,17 @@ class FenceLost(Conflict):
     code = "fence_lost"
 
 
+class ModelSwitched(Conflict):
+    """The tenant's vectors are made with another embedding model now; ask again."""
+
+    code = "model_switched"
+
+    def __init__(self, message: str | None = None, *, model_id: int = 0) -> None:
+        """`model_id` is the model to embed the query with."""
+        super().__init__(message)
+        self.model_id = model_id
+
+
 class RateLimited(BulkheadError):
     """Too many requests."""
 
@@ -152,6 +167,12 @@ class EmbedderUnavailable(Unavailable):
     """The embedding model is not reachable."""
 
     code = "embedder_unavailable"
+
+
+class RerankerUnavailable(Unavailable):
+    """The reranking model is not reachable."""
+
+    code = "reranker_unavailable"
 
 
 class Misconfigured(BulkheadError):

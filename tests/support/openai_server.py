@@ -1,6 +1,7 @@
 """A small server of our own in the shape of the OpenAI API, for tests of clients. It is not vLLM and holds no model.
 
-It speaks real HTTP on a port of the loopback interface: `/v1/chat/completions` (streamed or not) and `/v1/embeddings`.
+It speaks real HTTP on a port of the loopback interface: `/v1/chat/completions` (streamed or not), `/v1/embeddings`, and
+`/v1/rerank` in the two shapes that reranking servers have; there it scores by the words that query and text share.
 What it says is set by the test; what it was asked is kept for the test to see; faults are scripted, one per request.
 """
 
@@ -10,7 +11,7 @@ import hashlib
 import json
 import socket
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,7 +25,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-__all__ = ["Fault", "OpenAiServer", "serve_openai"]
+__all__ = ["Fault", "OpenAiServer", "serve_openai", "word_overlap"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,12 +56,16 @@ class OpenAiServer:
     """Makes the pieces from the request's body instead."""
     finish_reason: str = "stop"
     dimension: int = 8
+    embed: Callable[[list[str]], Awaitable[list[list[float]]]] | None = None
+    """Makes the vectors, by a real model that the test brings, instead of `vector`."""
     api_key: str | None = None
     """When set, a request without it is answered 401."""
     faults: deque[Fault] = field(default_factory=deque[Fault])
     """Taken from the left, one for each request; none left: the request is served."""
     requests: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     """The bodies received, in order."""
+    headers: list[dict[str, str]] = field(default_factory=list[dict[str, str]])
+    """Their headers."""
     abandoned: anyio.Event = field(default_factory=anyio.Event)
     """Set when a client went away from a stream that had not ended."""
     closing: anyio.Event = field(default_factory=anyio.Event)
@@ -78,6 +83,7 @@ async def serve_openai() -> AsyncGenerator[OpenAiServer]:
     routes = [
         Route("/v1/chat/completions", _handler(script, _chat), methods=["POST"]),
         Route("/v1/embeddings", _handler(script, _embeddings), methods=["POST"]),
+        Route("/v1/rerank", _handler(script, _rerank), methods=["POST"]),
     ]
     with socket.create_server(("127.0.0.1", 0)) as listener:
         script.base_url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
@@ -105,11 +111,12 @@ class _Server(uvicorn.Server):
 
 
 def _handler(
-    script: OpenAiServer, answer: Callable[[OpenAiServer, dict[str, Any], Fault], Response]
+    script: OpenAiServer, answer: Callable[[OpenAiServer, dict[str, Any], Fault], Awaitable[Response]]
 ) -> Callable[[Request], Any]:
     async def handle(request: Request) -> Response:
         body: dict[str, Any] = await request.json()
         script.requests.append(body)
+        script.headers.append(dict(request.headers))
         fault = script.faults.popleft() if script.faults else Fault()
         if script.api_key is not None and request.headers.get("authorization") != f"Bearer {script.api_key}":
             return JSONResponse({"error": {"message": "invalid key"}}, status_code=401)
@@ -119,21 +126,37 @@ def _handler(
             return JSONResponse({"error": {"message": f"injected: {body}"}}, status_code=fault.status)
         if fault.raw is not None:
             return Response(fault.raw, media_type="application/json")
-        return answer(script, body, fault)
+        return await answer(script, body, fault)
 
     return handle
 
 
-def _embeddings(script: OpenAiServer, body: dict[str, Any], _: Fault) -> Response:
+async def _embeddings(script: OpenAiServer, body: dict[str, Any], _: Fault) -> Response:
     texts: list[str] = [body["input"]] if isinstance(body["input"], str) else body["input"]
-    data = [
-        {"object": "embedding", "index": index, "embedding": script.vector(text)} for index, text in enumerate(texts)
-    ]
+    vectors = [script.vector(text) for text in texts] if script.embed is None else await script.embed(texts)
+    data = [{"object": "embedding", "index": index, "embedding": vector} for index, vector in enumerate(vectors)]
     # Backwards: the order of `data` is not promised, the index is what counts.
     return JSONResponse({"object": "list", "model": body["model"], "data": data[::-1]})
 
 
-def _chat(script: OpenAiServer, body: dict[str, Any], fault: Fault) -> Response:
+def word_overlap(query: str, text: str) -> float:
+    """Return the share of the query's words that the text has: what this server's /rerank calls relevance."""
+    words = set(query.lower().split())
+    return len(words & set(text.lower().split())) / max(1, len(words))
+
+
+async def _rerank(_: OpenAiServer, body: dict[str, Any], __: Fault) -> Response:
+    """Answer best first, as servers of both shapes do: documents make the one shape, texts the other."""
+    texts: list[str] = body["documents"] if "documents" in body else body["texts"]
+    scores = [(word_overlap(body["query"], text), index) for index, text in enumerate(texts)]
+    ranked = sorted(scores, key=lambda pair: -pair[0])
+    if "documents" not in body:
+        return JSONResponse([{"index": index, "score": score} for score, index in ranked])
+    results = [{"index": index, "relevance_score": score} for score, index in ranked[: body["top_n"]]]
+    return JSONResponse({"id": "r", "model": body["model"], "results": results})
+
+
+async def _chat(script: OpenAiServer, body: dict[str, Any], fault: Fault) -> Response:
     pieces = list(script.reply(body) if script.reply is not None else script.pieces)
     usage = {"prompt_tokens": len(json.dumps(body["messages"])), "completion_tokens": len(pieces)}
     usage["total_tokens"] = sum(usage.values())
