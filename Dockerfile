@@ -1,4 +1,4 @@
-# One image, three services: python -m mcp_server | a2a_server | workflows; `bulkhead migrate` prepares the database.
+# One image, four services: python -m mcp_server | a2a_server | workflows | rag.cli maintain; `bulkhead migrate` prepares all.
 # The compose file and k8s/base bring probes, limits, secrets and a read-only root file system.
 
 FROM python:3.11.15-slim-bookworm AS build

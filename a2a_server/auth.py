@@ -16,7 +16,7 @@ from a2a_server.errors import http_status
 from rag.errors import BulkheadError, Forbidden, RateLimited, Unauthenticated
 from rag.identity.principal import require
 from rag.identity.scopes import Scope as TokenScope
-from rag.identity.tokens import TokenVerifier
+from rag.identity.verified import VerifiedTokens
 from rag.limits.limiter import Limiter
 from rag.telemetry import carried_from, log_fields
 
@@ -30,7 +30,7 @@ _tracer = trace.get_tracer("bulkhead.a2a")
 class Door:
     """Lets a request through with the caller that its token proves, inside the span of the caller's trace."""
 
-    def __init__(self, app: ASGIApp, *, verifier: TokenVerifier, limiter: Limiter, public: frozenset[str]) -> None:
+    def __init__(self, app: ASGIApp, *, verifier: VerifiedTokens, limiter: Limiter, public: frozenset[str]) -> None:
         """`public` are the paths that need no token."""
         self._app = app
         self._verifier = verifier

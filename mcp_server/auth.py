@@ -21,7 +21,7 @@ from mcp_server.tools import find_tool
 from rag.errors import BulkheadError, Forbidden, Unauthenticated
 from rag.identity.principal import Principal
 from rag.identity.scopes import Scope as TokenScope
-from rag.identity.tokens import TokenVerifier
+from rag.identity.verified import VerifiedTokens
 
 __all__ = ["PRINCIPAL", "BearerAuth", "Challenge", "ToolScopes"]
 
@@ -49,7 +49,7 @@ class Challenge:
 class BearerAuth:
     """Lets a request through with the caller that its token proves, or answers 401."""
 
-    def __init__(self, app: ASGIApp, *, verifier: TokenVerifier, challenge: Challenge) -> None:
+    def __init__(self, app: ASGIApp, *, verifier: VerifiedTokens, challenge: Challenge) -> None:
         """Wrap `app`."""
         self._app = app
         self._verifier = verifier

@@ -21,6 +21,7 @@ from rag.db.migrate import LOGIN_ROLES, bootstrap, ensure_database, install_seal
 from rag.errors import Misconfigured
 from rag.identity.keys import ensure_keys, turn, write_private
 from rag.identity.seal import ensure_seal_keys
+from rag.llm.configured import configured_models
 from rag.settings import Settings
 
 __all__ = [
@@ -58,22 +59,23 @@ def installation(settings: Settings) -> Generator[Settings]:
 
 
 async def prepare_database(settings: Settings) -> list[int]:
-    """Migrate the configured database, register the embedding model and install the seal keys; idempotent.
+    """Migrate the configured database, register the embedding models and install the seal keys; idempotent.
 
     Returns:
         The numbers of the migrations that were applied by this call.
 
     Raises:
-        Misconfigured: BULKHEAD_OWNER_DATABASE_URL or BULKHEAD_SEAL_KEYS_FILE is missing, or the chain does not fit.
+        Misconfigured: BULKHEAD_OWNER_DATABASE_URL or BULKHEAD_SEAL_KEYS_FILE is missing, the chain does not fit, or
+            BULKHEAD_EMBEDDINGS_FILE cannot be used.
         Unavailable: The server is not reachable.
     """
     if settings.owner_database_url is None or settings.seal_keys_file is None:
         raise Misconfigured("migrating needs BULKHEAD_OWNER_DATABASE_URL and BULKHEAD_SEAL_KEYS_FILE")
+    models = configured_models(settings)
     applied = await migrate(settings.owner_database_url)
     await install_seal_keys(settings.owner_database_url, ensure_seal_keys(settings.seal_keys_file))
-    await register_embedding_model(
-        settings.owner_database_url, name=settings.embeddings_model, dimension=settings.embeddings_dimension
-    )
+    for model in models:
+        await register_embedding_model(settings.owner_database_url, name=model.name, dimension=model.dimension)
     return applied
 
 

@@ -24,12 +24,19 @@ from rag.identity.keys import load_public_keys, load_signing_key
 from rag.identity.scopes import Audience
 from rag.identity.seal import Sealer, SealKeys, load_seal_keys
 from rag.identity.tokens import TokenIssuer, TokenVerifier
+from rag.identity.verified import VerifiedTokens
 from rag.limits.limiter import Limiter, open_limiter
+from rag.llm.configured import ConfiguredModel, configured_models
+from rag.llm.embedders import Embedders
 from rag.llm.extractive import ExtractiveChat
-from rag.llm.minilm import load_minilm
+from rag.llm.minilm import DeferredMiniLm, load_minilm
 from rag.llm.openai_chat import OpenAiChat
 from rag.llm.openai_embeddings import OpenAiEmbedder
 from rag.llm.ports import Chat, Embedder, Vectors
+from rag.llm.rerank import HttpReranker, Reranker, Shape
+from rag.retrieval.cache import ResultCache, open_result_cache
+from rag.retrieval.recall import recall_sampler
+from rag.retrieval.search import Retriever
 from rag.settings import Settings
 from rag.telemetry import telemetry
 from sql import load_queries
@@ -46,11 +53,10 @@ class Runtime:
 
     settings: Settings
     database: Database
-    embedder: Embedder
-    embedding_model: int
-    """`rag.embedding_model.model_id` of the configured model."""
+    embedders: Embedders
+    retriever: Retriever
     limiter: Limiter
-    verifier: TokenVerifier
+    verifier: VerifiedTokens
     cursor_key: bytes
     """Signs paging cursors; the same on every replica."""
     clock: Clock
@@ -95,10 +101,10 @@ async def open_runtime(
 ) -> AsyncGenerator[Runtime]:
     """Open everything that a process which serves tenants needs, and close it when the block ends.
 
-    A process that never embeds says so and is spared the model: its embedder refuses. `claims` is the worker.
+    A process that never embeds says so and is spared the models: its embedders refuse. `claims` is the worker.
 
     Raises:
-        Misconfigured: A setting is missing, the database login is too powerful, the schema or the model does not fit.
+        Misconfigured: A setting is missing, the database login is too powerful, the schema or a model does not fit.
         Unavailable: The database is not reachable.
     """
     if settings.database_url is None or settings.seal_keys_file is None:
@@ -118,16 +124,21 @@ async def open_runtime(
             )
         )
         await check_role(database, claims=claims)
-        model_id = await _embedding_model(database, settings)
-        embedder = await _embedder(stack, settings) if embeds else _NoEmbedder(settings)
+        embedders = await _embedders(stack, database, settings, embeds=embeds)
         limiter = await stack.enter_async_context(open_limiter(settings, clock=clock))
         yield Runtime(
             settings=settings,
             database=database,
-            embedder=embedder,
-            embedding_model=model_id,
+            embedders=embedders,
+            retriever=Retriever(
+                database=database,
+                embedders=embedders,
+                cache=await _result_cache(stack, settings, keys),
+                reranker=await _reranker(stack, settings),
+                recall=await stack.enter_async_context(recall_sampler(database)) if embeds else None,
+            ),
             limiter=limiter,
-            verifier=verifier,
+            verifier=VerifiedTokens(verifier, clock=clock),
             cursor_key=_cursor_key(keys),
             clock=clock,
         )
@@ -185,9 +196,9 @@ def _check_tls(settings: Settings) -> None:
 class _NoEmbedder:
     """Satisfies `rag.llm.ports.Embedder` in a process that was opened without one."""
 
-    def __init__(self, settings: Settings) -> None:
-        self.model = settings.embeddings_model
-        self.dimension = settings.embeddings_dimension
+    def __init__(self, model: ConfiguredModel) -> None:
+        self.model = model.name
+        self.dimension = model.dimension
 
     async def embed(self, texts: Sequence[str]) -> Vectors:
         del texts
@@ -197,23 +208,30 @@ class _NoEmbedder:
         """Nothing is open."""
 
 
-async def _embedding_model(database: Database, settings: Settings) -> int:
+async def _embedders(stack: AsyncExitStack, database: Database, settings: Settings, *, embeds: bool) -> Embedders:
+    default, *others = configured_models(settings)
     async with database.unsafe_unscoped(reason="models belong to no tenant") as session:
-        model_id = await session.fetch_value(
-            _QUERIES["embedding_model"], name=settings.embeddings_model, dimension=settings.embeddings_dimension
+        rows = await session.fetch(_QUERIES["list_models"])
+    ids = {(str(row["name"]), int(row["dimension"])): int(row["model_id"]) for row in rows}
+    by_id: dict[int, Embedder] = {}
+    for model in (default, *others):
+        model_id = ids.get((model.name, model.dimension))
+        if model_id is None:
+            raise Misconfigured(
+                f"the database does not know the embedding model {model.name} with {model.dimension} dimensions; "
+                "run `bulkhead migrate`"
+            )
+        by_id[model_id] = (
+            await _embedder(stack, settings, model, first=model is default) if embeds else _NoEmbedder(model)
         )
-    if model_id is None:
-        raise Misconfigured(
-            f"the database does not know the embedding model {settings.embeddings_model} with "
-            f"{settings.embeddings_dimension} dimensions; run `bulkhead migrate`"
-        )
-    return int(model_id)
+    return Embedders(by_id=by_id, default_id=ids[default.name, default.dimension])
 
 
-async def _embedder(stack: AsyncExitStack, settings: Settings) -> Embedder:
-    if settings.embeddings_url is None:
-        embedder: Embedder = load_minilm(threads=settings.embedder_threads)
-        if (embedder.model, embedder.dimension) != (settings.embeddings_model, settings.embeddings_dimension):
+async def _embedder(stack: AsyncExitStack, settings: Settings, model: ConfiguredModel, *, first: bool) -> Embedder:
+    if model.url is None:
+        built_in = load_minilm if first else DeferredMiniLm
+        embedder = built_in(threads=settings.embedder_threads)
+        if (embedder.model, embedder.dimension) != (model.name, model.dimension):
             raise Misconfigured(
                 f"without BULKHEAD_EMBEDDINGS_URL the model is {embedder.model} with {embedder.dimension} dimensions; "
                 "unset BULKHEAD_EMBEDDINGS_MODEL and BULKHEAD_EMBEDDINGS_DIMENSION, or set the URL"
@@ -222,18 +240,37 @@ async def _embedder(stack: AsyncExitStack, settings: Settings) -> Embedder:
         return embedder
     client = await stack.enter_async_context(http_client(settings))
     remote = OpenAiEmbedder(
-        client=client,
-        base_url=settings.embeddings_url,
-        model=settings.embeddings_model,
-        dimension=settings.embeddings_dimension,
-        api_key=settings.embeddings_api_key,
+        client=client, base_url=model.url, model=model.name, dimension=model.dimension, api_key=model.api_key
     )
     try:
         await remote.check()
+    except Misconfigured as exc:
+        raise Misconfigured(f"{model.name}: {exc.message}") from exc
     except EmbedderUnavailable:
         # a wrong model is refused at start, an absent one is not: until it is back, the lexical leg answers alone
-        _log.warning("the embedding server does not answer; searches are lexical until it does")
+        _log.warning("an embedding server does not answer; searches that need it are lexical until it does")
     return remote
+
+
+async def _result_cache(stack: AsyncExitStack, settings: Settings, keys: SealKeys) -> ResultCache | None:
+    if settings.search_cache == "off":
+        return None
+    secret = hmac.digest(keys.keys[keys.active], b"bulkhead result cache v1", "sha256")
+    return await stack.enter_async_context(
+        open_result_cache(redis_url=settings.redis_url, secret=secret, installation=settings.issuer)
+    )
+
+
+async def _reranker(stack: AsyncExitStack, settings: Settings) -> Reranker | None:
+    if settings.rerank_url is None:
+        return None
+    return HttpReranker(
+        client=await stack.enter_async_context(http_client(settings)),
+        base_url=settings.rerank_url,
+        shape=Shape(settings.rerank_shape),
+        model=settings.rerank_model,
+        api_key=settings.rerank_api_key,
+    )
 
 
 def _cursor_key(keys: SealKeys) -> bytes:

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from rag.errors import Misconfigured
 
-__all__ = ["SECRETS", "VARIABLES", "Settings"]
+__all__ = ["SECRETS", "URL_SCHEMES", "VARIABLES", "Settings"]
 
 DEFAULT_DATA_DIR = Path(".bulkhead")
 DEFAULT_CERTS_DIR = Path("certs")
@@ -33,6 +33,7 @@ URL_SCHEMES: Mapping[str, tuple[str, ...]] = {
     "mcp_public_url": _HTTP,
     "a2a_public_url": _HTTP,
     "embeddings_url": _HTTP,
+    "rerank_url": _HTTP,
     "llm_url": _HTTP,
     "otlp_endpoint": _HTTP,
 }
@@ -89,9 +90,20 @@ class Settings:
     embeddings_model: str = "all-MiniLM-L6-v2"
     embeddings_dimension: int = 384
     embeddings_api_key: str | None = None
-    """BULKHEAD_EMBEDDINGS_MODEL, _DIMENSION, _API_KEY."""
+    """BULKHEAD_EMBEDDINGS_MODEL, _DIMENSION, _API_KEY: of tenants that have no model of their own."""
+    embeddings_file: Path | None = None
+    """BULKHEAD_EMBEDDINGS_FILE: JSON [{"model", "dimension", "url", "api_key_file"?}]: what tenants may change to."""
     embedder_threads: int = 1
     """BULKHEAD_EMBEDDER_THREADS: CPU threads of the local model in this process."""
+
+    rerank_url: str | None = None
+    """BULKHEAD_RERANK_URL: what stands before /rerank. Unset: hits stay in the order of their fused scores."""
+    rerank_shape: str = "cohere"
+    rerank_model: str | None = None
+    rerank_api_key: str | None = None
+    """BULKHEAD_RERANK_SHAPE (cohere, which vLLM and Jina speak too; or tei), _MODEL, _API_KEY."""
+    search_cache: str = "on"
+    """BULKHEAD_SEARCH_CACHE: on or off; results are kept in Redis where there is one, else in the process."""
 
     llm_url: str | None = None
     """BULKHEAD_LLM_URL: an OpenAI-compatible base URL ending in /v1 (vLLM). Unset: extractive answers, labelled so."""
@@ -103,6 +115,10 @@ class Settings:
     """BULKHEAD_WORKER_SLOTS: tasks that one worker process runs at a time."""
     lease_s: float = 6.0
     """BULKHEAD_LEASE_SECONDS: how long a silent worker keeps a task; with 6, another took over after 5 to 6 s."""
+    index_build_mb: int = 256
+    """BULKHEAD_INDEX_BUILD_MB: memory for building a vector index, which the database server's /dev/shm must have."""
+    index_build_workers: int = 1
+    """BULKHEAD_INDEX_BUILD_WORKERS: server processes that help with such a build; 0: none, and no shared memory."""
     request_limit_per_minute: int = 1200
     """BULKHEAD_REQUEST_LIMIT: MCP and A2A requests per tenant and minute."""
     log_level: str = "INFO"
@@ -156,6 +172,7 @@ class Settings:
             raise Misconfigured("BULKHEAD_DATABASE_URL needs BULKHEAD_SEAL_KEYS_FILE (made by `bulkhead migrate`)")
         if self.llm_url is not None and self.llm_model is None:
             raise Misconfigured("BULKHEAD_LLM_URL needs BULKHEAD_LLM_MODEL")
+        self._check_search()
         for field, schemes in URL_SCHEMES.items():
             url: str | None = getattr(self, field)
             if url is not None and not _is_url(url, schemes):
@@ -172,10 +189,21 @@ class Settings:
             ("BULKHEAD_EMBEDDINGS_DIMENSION", self.embeddings_dimension),
             ("BULKHEAD_WORKER_SLOTS", self.worker_slots),
             ("BULKHEAD_LEASE_SECONDS", self.lease_s),
+            ("BULKHEAD_INDEX_BUILD_MB", self.index_build_mb),
             ("BULKHEAD_REQUEST_LIMIT", self.request_limit_per_minute),
         ):
             if number <= 0:
                 raise Misconfigured(f"{variable} must be greater than 0")
+
+    def _check_search(self) -> None:
+        if self.index_build_workers < 0:
+            raise Misconfigured("BULKHEAD_INDEX_BUILD_WORKERS must not be negative")
+        if self.rerank_shape not in {"cohere", "tei"}:
+            raise Misconfigured("BULKHEAD_RERANK_SHAPE must be cohere or tei")
+        if self.rerank_url is not None and self.rerank_shape == "cohere" and self.rerank_model is None:
+            raise Misconfigured("BULKHEAD_RERANK_URL needs BULKHEAD_RERANK_MODEL, unless BULKHEAD_RERANK_SHAPE is tei")
+        if self.search_cache not in {"on", "off"}:
+            raise Misconfigured("BULKHEAD_SEARCH_CACHE must be on or off")
 
     @property
     def scheme(self) -> str:
@@ -228,12 +256,20 @@ VARIABLES: dict[str, str] = {
     "BULKHEAD_EMBEDDINGS_MODEL": "embeddings_model",
     "BULKHEAD_EMBEDDINGS_DIMENSION": "embeddings_dimension",
     "BULKHEAD_EMBEDDINGS_API_KEY": "embeddings_api_key",
+    "BULKHEAD_EMBEDDINGS_FILE": "embeddings_file",
     "BULKHEAD_EMBEDDER_THREADS": "embedder_threads",
+    "BULKHEAD_RERANK_URL": "rerank_url",
+    "BULKHEAD_RERANK_SHAPE": "rerank_shape",
+    "BULKHEAD_RERANK_MODEL": "rerank_model",
+    "BULKHEAD_RERANK_API_KEY": "rerank_api_key",
+    "BULKHEAD_SEARCH_CACHE": "search_cache",
     "BULKHEAD_LLM_URL": "llm_url",
     "BULKHEAD_LLM_MODEL": "llm_model",
     "BULKHEAD_LLM_API_KEY": "llm_api_key",
     "BULKHEAD_WORKER_SLOTS": "worker_slots",
     "BULKHEAD_LEASE_SECONDS": "lease_s",
+    "BULKHEAD_INDEX_BUILD_MB": "index_build_mb",
+    "BULKHEAD_INDEX_BUILD_WORKERS": "index_build_workers",
     "BULKHEAD_REQUEST_LIMIT": "request_limit_per_minute",
     "BULKHEAD_LOG_LEVEL": "log_level",
     "OTEL_EXPORTER_OTLP_ENDPOINT": "otlp_endpoint",
@@ -251,6 +287,7 @@ SECRETS = frozenset(
         "BULKHEAD_TOKEN",
         "BULKHEAD_EMBEDDINGS_API_KEY",
         "BULKHEAD_LLM_API_KEY",
+        "BULKHEAD_RERANK_API_KEY",
     }
 )
 

@@ -22,7 +22,7 @@ ALTER SCHEMA seal OWNER TO bulkhead_owner;
 
 CREATE EXTENSION IF NOT EXISTS vector WITH SCHEMA public;
 
-CREATE FUNCTION queue.claim_embeddings_v1(wanted integer, lease_s double precision) RETURNS TABLE(document_id uuid, attempts integer, seal text)
+CREATE FUNCTION queue.claim_embeddings_v2(wanted integer, lease_s double precision) RETURNS TABLE(document_id uuid, attempts integer, seal text)
     LANGUAGE sql SECURITY DEFINER
     SET search_path TO ''
     AS $$
@@ -39,10 +39,10 @@ CREATE FUNCTION queue.claim_embeddings_v1(wanted integer, lease_s double precisi
         attempts = e.attempts + 1
     from due
     where e.tenant_id = due.tenant_id and e.document_id = due.document_id
-    returning e.document_id, e.attempts, seal.mint_v1(e.tenant_id, 'system:embedder', 600);
+    returning e.document_id, e.attempts, seal.mint_v2(e.tenant_id, 'system:embedder', 600);
 $$;
 
-ALTER FUNCTION queue.claim_embeddings_v1(wanted integer, lease_s double precision) OWNER TO bulkhead_queue;
+ALTER FUNCTION queue.claim_embeddings_v2(wanted integer, lease_s double precision) OWNER TO bulkhead_queue;
 
 CREATE FUNCTION queue.claim_runs_v1(claimant text, wanted integer, lease_s double precision) RETURNS TABLE(task_id uuid, fence bigint, attempt integer, seal text)
     LANGUAGE sql SECURITY DEFINER
@@ -86,17 +86,110 @@ $$;
 
 ALTER FUNCTION queue.claim_runs_v1(claimant text, wanted integer, lease_s double precision) OWNER TO bulkhead_queue;
 
-CREATE FUNCTION queue.enqueue_embedding_v1(document uuid) RETURNS void
+CREATE FUNCTION queue.claim_switch_v1() RETURNS text
     LANGUAGE sql SECURITY DEFINER
     SET search_path TO ''
     AS $$
-    insert into queue.embedding (tenant_id, document_id)
-    values (rag.current_tenant(), document)
-    on conflict (tenant_id, document_id) do update set available_at = clock_timestamp(), attempts = 0;
+    with due as materialized (
+        select q.tenant_id
+        from queue.model_switch q
+        where q.available_at <= clock_timestamp()
+        order by q.available_at
+        for update skip locked
+        limit 1
+    )
+    update queue.model_switch s
+    set available_at = clock_timestamp()
+    from due
+    where s.tenant_id = due.tenant_id
+    returning seal.mint_v2(s.tenant_id, 'system:embedder', 600);
+$$;
+
+ALTER FUNCTION queue.claim_switch_v1() OWNER TO bulkhead_queue;
+
+CREATE FUNCTION queue.claim_upkeep_v1(wanted integer, lease_s double precision, settle_s double precision, backlog integer) RETURNS TABLE(lease uuid, attempts integer, seal text)
+    LANGUAGE sql SECURITY DEFINER
+    SET search_path TO ''
+    AS $$
+    with recursive written as (
+        -- one look per tenant, however many rows wait
+        (select w.tenant_id, w.written_at from queue.write w order by w.tenant_id, w.written_at limit 1)
+        union all
+        select n.tenant_id, n.written_at
+        from written p
+        cross join lateral (
+            select w.tenant_id, w.written_at
+            from queue.write w
+            where w.tenant_id > p.tenant_id
+            order by w.tenant_id, w.written_at
+            limit 1
+        ) n
+    ),
+    due as (
+        select w.tenant_id, w.written_at as since
+        from written w
+        where w.written_at <= clock_timestamp() - make_interval(secs => settle_s)
+            or exists (select from queue.write b where b.tenant_id = w.tenant_id offset backlog - 1)
+        union all
+        select u.tenant_id, u.available_at
+        from queue.upkeep u
+        where u.available_at <= clock_timestamp()
+    ),
+    free as materialized (
+        select d.tenant_id
+        from due d
+        where not exists (
+            select from queue.upkeep u where u.tenant_id = d.tenant_id and u.leased_until > clock_timestamp()
+        )
+        group by d.tenant_id
+        order by min(d.since)
+        limit wanted
+    ),
+    claimed as (
+        insert into queue.upkeep as k (tenant_id, available_at, lease, leased_until, attempts)
+        select f.tenant_id, clock_timestamp(), gen_random_uuid(), clock_timestamp() + make_interval(secs => lease_s), 1
+        from free f
+        order by f.tenant_id  -- two claims that wait for each other's rows would deadlock
+        on conflict (tenant_id) do update
+        set available_at = excluded.available_at,
+            lease = excluded.lease,
+            leased_until = clock_timestamp() + make_interval(secs => lease_s * (1 << least(k.attempts, 6))),
+            attempts = k.attempts + 1
+        where k.leased_until is null or k.leased_until <= clock_timestamp()
+        returning k.tenant_id, k.lease, k.attempts
+    ),
+    -- what this statement sees of the writes, the compaction will see all the more; later ones make the tenant due again
+    taken as (
+        delete from queue.write w using claimed c where w.tenant_id = c.tenant_id
+    )
+    select c.lease, c.attempts, seal.mint_v2(c.tenant_id, 'system:compactor', 600) from claimed c;
+$$;
+
+ALTER FUNCTION queue.claim_upkeep_v1(wanted integer, lease_s double precision, settle_s double precision, backlog integer) OWNER TO bulkhead_queue;
+
+CREATE FUNCTION queue.embeddings_behind_v1(written bigint) RETURNS boolean
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO ''
+    AS $$
+    select exists (
+        select from queue.embedding q where q.tenant_id = (select rag.current_tenant()) and q.version <= written
+    );
+$$;
+
+ALTER FUNCTION queue.embeddings_behind_v1(written bigint) OWNER TO bulkhead_queue;
+
+CREATE FUNCTION queue.enqueue_embedding_v2(document uuid, written bigint) RETURNS void
+    LANGUAGE sql SECURITY DEFINER
+    SET search_path TO ''
+    AS $$
+    insert into queue.embedding (tenant_id, document_id, version)
+    values (rag.current_tenant(), document, written)
+    on conflict (tenant_id, document_id)
+    do update set available_at = clock_timestamp(), attempts = 0, version = excluded.version;
     select pg_notify('bulkhead_embedding', '');
 $$;
 
-ALTER FUNCTION queue.enqueue_embedding_v1(document uuid) OWNER TO bulkhead_queue;
+ALTER FUNCTION queue.enqueue_embedding_v2(document uuid, written bigint) OWNER TO bulkhead_queue;
 
 CREATE FUNCTION queue.enqueue_run_v1(task uuid) RETURNS void
     LANGUAGE sql SECURITY DEFINER
@@ -107,6 +200,31 @@ CREATE FUNCTION queue.enqueue_run_v1(task uuid) RETURNS void
 $$;
 
 ALTER FUNCTION queue.enqueue_run_v1(task uuid) OWNER TO bulkhead_queue;
+
+CREATE FUNCTION queue.enqueue_switch_v1(tenant uuid) RETURNS void
+    LANGUAGE sql SECURITY DEFINER
+    SET search_path TO ''
+    AS $$
+    insert into queue.model_switch (tenant_id)
+    values (tenant)
+    on conflict (tenant_id) do update set available_at = clock_timestamp(), attempts = 0, after_chunk = 0;
+    select pg_notify('bulkhead_embedding', '');
+$$;
+
+ALTER FUNCTION queue.enqueue_switch_v1(tenant uuid) OWNER TO bulkhead_queue;
+
+CREATE FUNCTION queue.fail_switch_v1(resume bigint) RETURNS void
+    LANGUAGE sql SECURITY DEFINER
+    SET search_path TO ''
+    AS $$
+    update queue.model_switch
+    set after_chunk = least(after_chunk, resume),
+        attempts = attempts + 1,
+        available_at = clock_timestamp() + make_interval(secs => least(60, 1 << least(attempts, 6)))
+    where tenant_id = rag.current_tenant();
+$$;
+
+ALTER FUNCTION queue.fail_switch_v1(resume bigint) OWNER TO bulkhead_queue;
 
 CREATE FUNCTION queue.finish_embedding_v1(document uuid) RETURNS void
     LANGUAGE sql SECURITY DEFINER
@@ -125,6 +243,27 @@ CREATE FUNCTION queue.finish_run_v1(task uuid) RETURNS void
 $$;
 
 ALTER FUNCTION queue.finish_run_v1(task uuid) OWNER TO bulkhead_queue;
+
+CREATE FUNCTION queue.finish_switch_v1() RETURNS void
+    LANGUAGE sql SECURITY DEFINER
+    SET search_path TO ''
+    AS $$
+    delete from queue.model_switch where tenant_id = rag.current_tenant();
+$$;
+
+ALTER FUNCTION queue.finish_switch_v1() OWNER TO bulkhead_queue;
+
+CREATE FUNCTION queue.finish_upkeep_v1(held uuid, next_at timestamp with time zone) RETURNS void
+    LANGUAGE sql SECURITY DEFINER
+    SET search_path TO ''
+    AS $$
+    delete from queue.upkeep u where u.tenant_id = rag.current_tenant() and u.lease = held and next_at is null;
+    update queue.upkeep u
+    set available_at = next_at, lease = null, leased_until = null, attempts = 0
+    where u.tenant_id = rag.current_tenant() and u.lease = held;
+$$;
+
+ALTER FUNCTION queue.finish_upkeep_v1(held uuid, next_at timestamp with time zone) OWNER TO bulkhead_queue;
 
 CREATE FUNCTION queue.heartbeat_runs_v1(claimant text, tasks uuid[], fences bigint[], lease_s double precision) RETURNS TABLE(task_id uuid, fence bigint)
     LANGUAGE sql SECURITY DEFINER
@@ -156,6 +295,31 @@ $$;
 
 ALTER FUNCTION queue.hold_fence_v1(task uuid, held bigint) OWNER TO bulkhead_queue;
 
+CREATE FUNCTION queue.hold_switch_v1() RETURNS bigint
+    LANGUAGE sql SECURITY DEFINER
+    SET search_path TO ''
+    AS $$
+    select q.after_chunk from queue.model_switch q where q.tenant_id = rag.current_tenant() for update;
+$$;
+
+ALTER FUNCTION queue.hold_switch_v1() OWNER TO bulkhead_queue;
+
+CREATE FUNCTION queue.hold_upkeep_v1(held uuid, lease_s double precision) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO ''
+    AS $$
+begin
+    update queue.upkeep u
+    set leased_until = clock_timestamp() + make_interval(secs => lease_s)
+    where u.tenant_id = rag.current_tenant() and u.lease = held;
+    if not found then
+        raise exception 'lease lost' using errcode = 'BH001';
+    end if;
+end
+$$;
+
+ALTER FUNCTION queue.hold_upkeep_v1(held uuid, lease_s double precision) OWNER TO bulkhead_queue;
+
 CREATE FUNCTION queue.lock_run_v1(task uuid, held bigint) RETURNS void
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO ''
@@ -173,6 +337,29 @@ $$;
 
 ALTER FUNCTION queue.lock_run_v1(task uuid, held bigint) OWNER TO bulkhead_queue;
 
+CREATE FUNCTION queue.move_switch_v1(upto bigint, delay_s double precision) RETURNS void
+    LANGUAGE sql SECURITY DEFINER
+    SET search_path TO ''
+    AS $$
+    update queue.model_switch
+    set after_chunk = upto, attempts = 0, available_at = clock_timestamp() + make_interval(secs => delay_s)
+    where tenant_id = rag.current_tenant();
+$$;
+
+ALTER FUNCTION queue.move_switch_v1(upto bigint, delay_s double precision) OWNER TO bulkhead_queue;
+
+CREATE FUNCTION queue.note_write_v1() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO ''
+    AS $$
+begin
+    insert into queue.write (tenant_id) values (rag.current_tenant());
+    return null;
+end
+$$;
+
+ALTER FUNCTION queue.note_write_v1() OWNER TO bulkhead_queue;
+
 CREATE FUNCTION queue.pending_embeddings_v1() RETURNS bigint
     LANGUAGE sql STABLE SECURITY DEFINER
     SET search_path TO ''
@@ -181,6 +368,17 @@ CREATE FUNCTION queue.pending_embeddings_v1() RETURNS bigint
 $$;
 
 ALTER FUNCTION queue.pending_embeddings_v1() OWNER TO bulkhead_queue;
+
+CREATE FUNCTION queue.postpone_embedding_v1(document uuid, delay_s double precision) RETURNS void
+    LANGUAGE sql SECURITY DEFINER
+    SET search_path TO ''
+    AS $$
+    update queue.embedding
+    set attempts = greatest(attempts - 1, 0), available_at = clock_timestamp() + make_interval(secs => delay_s)
+    where tenant_id = rag.current_tenant() and document_id = document;
+$$;
+
+ALTER FUNCTION queue.postpone_embedding_v1(document uuid, delay_s double precision) OWNER TO bulkhead_queue;
 
 CREATE FUNCTION queue.release_runs_v1(claimant text, tasks uuid[], fences bigint[]) RETURNS integer
     LANGUAGE plpgsql SECURITY DEFINER
@@ -202,6 +400,15 @@ end
 $$;
 
 ALTER FUNCTION queue.release_runs_v1(claimant text, tasks uuid[], fences bigint[]) OWNER TO bulkhead_queue;
+
+CREATE FUNCTION queue.switches_v1() RETURNS TABLE(tenant_id uuid, attempts integer)
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO ''
+    AS $$
+    select q.tenant_id, q.attempts from queue.model_switch q;
+$$;
+
+ALTER FUNCTION queue.switches_v1() OWNER TO bulkhead_queue;
 
 CREATE FUNCTION rag.append_event_v1(task uuid, held bigint, event_kind text, event_payload jsonb, event_key text, next text) RETURNS bigint
     LANGUAGE plpgsql
@@ -250,6 +457,215 @@ $$;
 
 ALTER FUNCTION rag.append_event_v1(task uuid, held bigint, event_kind text, event_payload jsonb, event_key text, next text) OWNER TO bulkhead_owner;
 
+CREATE FUNCTION rag.audience_of_v1(named text[]) RETURNS bigint
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO ''
+    AS $$
+declare
+    context jsonb := seal.verified_context();
+    sorted text[] := array(select distinct n collate "C" from unnest(named) n order by 1);
+    found_audience bigint;
+begin
+    if cardinality(sorted) = 0 then
+        return 0;
+    end if;
+    if not sorted && array(select jsonb_array_elements_text(context -> 'groups')) then
+        raise exception 'not a member' using errcode = 'BH004';
+    end if;
+    found_audience := ('x' || encode(substr(sha256(convert_to(array_to_json(sorted)::text, 'UTF8')), 1, 8), 'hex'))::bit(64)::bigint;
+    insert into rag.audience (tenant_id, audience, groups)
+    values ((context ->> 'tenant')::uuid, found_audience, sorted)
+    on conflict (tenant_id, audience) do nothing;
+    -- two sets under one hash would share their readers: refuse (one in 2^64)
+    if exists (
+        select from rag.audience a
+        where a.tenant_id = (context ->> 'tenant')::uuid and a.audience = found_audience and a.groups <> sorted
+    ) then
+        raise exception 'audience collision' using errcode = 'BH004';
+    end if;
+    return found_audience;
+end
+$$;
+
+ALTER FUNCTION rag.audience_of_v1(named text[]) OWNER TO bulkhead_owner;
+
+CREATE FUNCTION rag.compact_v1(held uuid, lease_s double precision, budget integer, sweep_budget integer, sweep_share double precision, sweep_after_s double precision) RETURNS TABLE(more boolean, sweep_at timestamp with time zone)
+    LANGUAGE plpgsql
+    SET search_path TO ''
+    SET plan_cache_mode TO 'force_custom_plan'
+    SET enable_nestloop TO 'off'
+    AS $$
+#variable_conflict use_column
+declare
+    tenant uuid := rag.current_tenant();
+    terms text[];
+    audiences bigint[];
+    firsts bigint[];
+    lasts bigint[];
+    freshness boolean[];
+    places tid[];
+    taken bigint;
+    sweep rag.sweep;
+    dead bigint[];
+    dead_chunks bigint;
+    oldest timestamptz;
+    looked bigint;
+    last_term text;
+    last_audience bigint;
+    last_first bigint;
+begin
+    perform queue.hold_upkeep_v1(held, lease_s);
+    more := false;
+
+    -- fresh blocks, list by list
+    select array_agg(f.term), array_agg(f.audience), array_agg(f.first_chunk), array_agg(f.last_chunk),
+        array_agg(true), array_agg(f.place), sum(f.postings)
+    into terms, audiences, firsts, lasts, freshness, places, taken
+    from (
+        select p.*, sum(p.postings) over (order by p.audience, p.term rows unbounded preceding) as reading
+        from (
+            select p.term, p.audience, p.first_chunk, p.last_chunk, p.postings, p.ctid as place
+            from rag.posting p
+            where p.tenant_id = tenant and p.fresh
+            order by p.audience, p.term
+            limit budget
+        ) p
+    ) f
+    where f.reading - f.postings < budget;
+    if terms is not null then
+        perform rag.rewrite_blocks_v1(tenant, terms, audiences, firsts, lasts, freshness, places);
+        more := taken >= budget;
+    end if;
+
+    -- dead postings, when it is worth it, and not while there is more to take in
+    if not more then
+        select * into sweep from rag.sweep s where s.tenant_id = tenant;
+        if sweep.tenant_id is null then
+            select array_agg(t.ordinal order by t.ordinal), sum(t.chunks), min(t.buried_at)
+            into dead, dead_chunks, oldest
+            from rag.tombstone t
+            where t.tenant_id = tenant;
+            if oldest <= clock_timestamp() - make_interval(secs => sweep_after_s)
+                or dead_chunks >= sweep_share * (
+                    select coalesce(sum(c.chunks), 0) from rag.corpus_change c where c.tenant_id = tenant
+                )
+            then
+                insert into rag.sweep (tenant_id, ordinals, term, audience, first_chunk)
+                values (tenant, dead, '', -9223372036854775808, 0)
+                returning * into sweep;
+            else
+                sweep_at := oldest + make_interval(secs => sweep_after_s);
+            end if;
+        end if;
+        if sweep.tenant_id is not null then
+            with block as materialized (
+                select b.*
+                from (
+                    select p.*,
+                        sum(p.postings) over (order by p.term, p.audience, p.first_chunk rows unbounded preceding) as reading
+                    from (
+                        select p.term, p.audience, p.first_chunk, p.last_chunk, p.postings
+                        from rag.posting p
+                        where p.tenant_id = tenant
+                            and (p.term, p.audience, p.first_chunk) > (sweep.term, sweep.audience, sweep.first_chunk)
+                        order by p.term, p.audience, p.first_chunk
+                        limit sweep_budget
+                    ) p
+                ) b
+                where b.reading - b.postings < sweep_budget
+            ),
+            struck as (
+                select b.term, b.audience, b.first_chunk, b.last_chunk, p.fresh, p.place
+                from block b
+                cross join lateral (
+                    select p.fresh, p.ctid as place, p.chunk_ids
+                    from rag.posting p
+                    where p.tenant_id = tenant and p.term = b.term and p.audience = b.audience
+                        and p.first_chunk = b.first_chunk
+                    offset 0
+                ) p
+                where width_bucket((b.first_chunk >> 20) - 1, sweep.ordinals) < width_bucket(b.last_chunk >> 20, sweep.ordinals)
+                    and (
+                        select bool_or(u >> 20 in (select unnest(sweep.ordinals))) from unnest(p.chunk_ids) u
+                    )
+            )
+            select array_agg(s.term), array_agg(s.audience), array_agg(s.first_chunk), array_agg(s.last_chunk),
+                array_agg(s.fresh), array_agg(s.place),
+                (select sum(b.postings) from block b),
+                (select b.term from block b order by b.term desc, b.audience desc, b.first_chunk desc limit 1),
+                (select b.audience from block b order by b.term desc, b.audience desc, b.first_chunk desc limit 1),
+                (select b.first_chunk from block b order by b.term desc, b.audience desc, b.first_chunk desc limit 1)
+            into terms, audiences, firsts, lasts, freshness, places, looked, last_term, last_audience, last_first
+            from struck s;
+            if terms is not null then
+                perform rag.rewrite_blocks_v1(tenant, terms, audiences, firsts, lasts, freshness, places);
+            end if;
+            if coalesce(looked, 0) < sweep_budget then
+                -- every block has been seen since these died, and a dead version gets no new ones
+                delete from rag.tombstone t where t.tenant_id = tenant and t.ordinal = any (sweep.ordinals);
+                delete from rag.sweep s where s.tenant_id = tenant;
+            else
+                update rag.sweep s
+                set term = last_term, audience = last_audience, first_chunk = last_first
+                where s.tenant_id = tenant;
+            end if;
+            -- the next step goes on, or sees whether others have died meanwhile
+            more := true;
+        end if;
+    end if;
+
+    -- sums into one row per audience: the first takes the others in
+    with change as materialized (
+        select c.*, row_number() over (partition by c.audience order by c.change_id) as place
+        from (select c.* from rag.corpus_change c where c.tenant_id = tenant limit budget) c
+    ),
+    total as (
+        select c.audience, sum(c.chunks) as chunks, sum(c.terms) as terms, sum(c.writes) as writes
+        from change c
+        group by c.audience
+        having count(*) > 1
+    ),
+    folded as (
+        delete from rag.corpus_change c
+        using change f
+        where f.place > 1 and c.tenant_id = tenant and c.change_id = f.change_id
+    )
+    update rag.corpus_change c
+    set chunks = t.chunks, terms = t.terms, writes = t.writes
+    from change f
+    join total t on t.audience = f.audience
+    where f.place = 1 and c.tenant_id = tenant and c.change_id = f.change_id;
+    return next;
+end
+$$;
+
+ALTER FUNCTION rag.compact_v1(held uuid, lease_s double precision, budget integer, sweep_budget integer, sweep_share double precision, sweep_after_s double precision) OWNER TO bulkhead_owner;
+
+CREATE FUNCTION rag.corpus_state_v1(context text, written bigint) RETURNS TABLE(version bigint, state jsonb, behind boolean)
+    LANGUAGE plpgsql STABLE
+    SET search_path TO ''
+    AS $$
+declare
+    tenant uuid := rag.open_context_v1(context);
+begin
+    return query
+    select rag.corpus_version_v1(), rag.search_state_v1(t, rag.current_audiences()), queue.embeddings_behind_v1(written)
+    from rag.tenant t
+    where t.tenant_id = tenant;
+end
+$$;
+
+ALTER FUNCTION rag.corpus_state_v1(context text, written bigint) OWNER TO bulkhead_owner;
+
+CREATE FUNCTION rag.corpus_version_v1() RETURNS bigint
+    LANGUAGE sql STABLE
+    SET search_path TO ''
+    AS $$
+    select coalesce(sum(s.writes), 0) from rag.corpus_change s where s.tenant_id = rag.current_tenant();
+$$;
+
+ALTER FUNCTION rag.corpus_version_v1() OWNER TO bulkhead_owner;
+
 CREATE FUNCTION rag.create_task_v1(task uuid, context text, workflow_name text, workflow_input jsonb, first_message jsonb, grant_scopes text[], grant_groups text[], grant_team text, grant_tokens text[], grant_issued_at double precision, trace text) RETURNS bigint
     LANGUAGE plpgsql
     SET search_path TO ''
@@ -274,6 +690,33 @@ $$;
 
 ALTER FUNCTION rag.create_task_v1(task uuid, context text, workflow_name text, workflow_input jsonb, first_message jsonb, grant_scopes text[], grant_groups text[], grant_team text, grant_tokens text[], grant_issued_at double precision, trace text) OWNER TO bulkhead_owner;
 
+CREATE FUNCTION rag.current_audiences() RETURNS bigint[]
+    LANGUAGE plpgsql STABLE SECURITY DEFINER PARALLEL SAFE
+    SET search_path TO ''
+    AS $$
+declare
+    context jsonb := seal.verified_context();
+    named text[];
+begin
+    if context ->> 'reach' = 'tenant' then
+        return array[0::bigint] || array(
+            select a.audience from rag.audience a where a.tenant_id = (context ->> 'tenant')::uuid
+        );
+    end if;
+    named := array(select jsonb_array_elements_text(context -> 'groups'));
+    if cardinality(named) = 0 then
+        return array[0::bigint];
+    end if;
+    return array[0::bigint] || array(
+        select a.audience
+        from rag.audience a
+        where a.tenant_id = (context ->> 'tenant')::uuid and a.groups && named
+    );
+end
+$$;
+
+ALTER FUNCTION rag.current_audiences() OWNER TO bulkhead_owner;
+
 CREATE FUNCTION rag.current_subject() RETURNS text
     LANGUAGE plpgsql STABLE SECURITY DEFINER PARALLEL SAFE
     SET search_path TO ''
@@ -296,45 +739,243 @@ $$;
 
 ALTER FUNCTION rag.current_tenant() OWNER TO bulkhead_owner;
 
-CREATE FUNCTION rag.delete_document_v1(document uuid) RETURNS boolean
+CREATE FUNCTION rag.delete_document_v2(document uuid) RETURNS bigint
     LANGUAGE plpgsql
     SET search_path TO ''
     AS $$
 declare
     tenant uuid := rag.current_tenant();
+    stored rag.document;
 begin
-    perform 1 from rag.document d where d.tenant_id = tenant and d.document_id = document for update;
+    select * into stored from rag.document d where d.tenant_id = tenant and d.document_id = document for update;
     if not found then
-        return false;
+        return null;
     end if;
-    perform rag.drop_chunks_v1(document);
+    perform rag.drop_version_v1(document, stored.ordinal);
     delete from rag.document d where d.tenant_id = tenant and d.document_id = document;
     perform queue.finish_embedding_v1(document);
-    return true;
+    return rag.corpus_version_v1();
 end
 $$;
 
-ALTER FUNCTION rag.delete_document_v1(document uuid) OWNER TO bulkhead_owner;
+ALTER FUNCTION rag.delete_document_v2(document uuid) OWNER TO bulkhead_owner;
 
-CREATE FUNCTION rag.drop_chunks_v1(document uuid) RETURNS void
+CREATE FUNCTION rag.document_frequencies_v1(tenant uuid, audiences bigint[], terms text[], dead bigint[]) RETURNS bigint[]
+    LANGUAGE plpgsql STABLE
+    SET search_path TO ''
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_seqscan TO 'off'
+    AS $$
+begin
+    if cardinality(dead) = 0 then
+        return array(
+            select coalesce(k.df, 0)
+            from unnest(terms) with ordinality as a (term, place)
+            cross join lateral (
+                select sum(p.postings) as df
+                from rag.posting p
+                where p.tenant_id = tenant and p.term = a.term and p.audience = any (audiences)
+            ) k
+            order by a.place
+        );
+    end if;
+    return array(
+        select coalesce(k.df, 0)
+        from unnest(terms) with ordinality as a (term, place)
+        cross join lateral (
+            select sum(
+                p.postings - case
+                    when width_bucket((p.first_chunk >> 20) - 1, dead) < width_bucket(p.last_chunk >> 20, dead)
+                    then (select count(*) from unnest(p.chunk_ids) as c (chunk_id) where c.chunk_id >> 20 in (select unnest(dead)))
+                    else 0
+                end
+            ) as df
+            from rag.posting p
+            where p.tenant_id = tenant and p.term = a.term and p.audience = any (audiences)
+        ) k
+        order by a.place
+    );
+end
+$$;
+
+ALTER FUNCTION rag.document_frequencies_v1(tenant uuid, audiences bigint[], terms text[], dead bigint[]) OWNER TO bulkhead_owner;
+
+CREATE FUNCTION rag.drop_version_v1(document uuid, version_ordinal bigint) RETURNS void
     LANGUAGE sql
     SET search_path TO ''
     AS $$
-    insert into rag.tombstone (tenant_id, chunk_id)
-    select c.tenant_id, c.chunk_id
-    from rag.chunk c
-    where c.tenant_id = rag.current_tenant() and c.document_id = document;
+    insert into rag.tombstone (tenant_id, ordinal, chunks)
+    select d.tenant_id, version_ordinal, d.chunks
+    from rag.document d
+    where d.tenant_id = rag.current_tenant() and d.document_id = document;
 
-    insert into rag.corpus_change (tenant_id, chunks, terms)
-    select rag.current_tenant(), -count(*), -coalesce(sum(c.terms), 0)
-    from rag.chunk c
-    where c.tenant_id = rag.current_tenant() and c.document_id = document
-    having count(*) > 0;
+    insert into rag.corpus_change (tenant_id, audience, chunks, terms, writes)
+    select d.tenant_id, d.audience, -d.chunks, -d.terms, 1
+    from rag.document d
+    where d.tenant_id = rag.current_tenant() and d.document_id = document;
 
-    delete from rag.chunk c where c.tenant_id = rag.current_tenant() and c.document_id = document;
+    delete from rag.chunk c
+    where c.tenant_id = rag.current_tenant()
+        and c.chunk_id >= version_ordinal << 20
+        and c.chunk_id < (version_ordinal + 1) << 20;
 $$;
 
-ALTER FUNCTION rag.drop_chunks_v1(document uuid) OWNER TO bulkhead_owner;
+ALTER FUNCTION rag.drop_version_v1(document uuid, version_ordinal bigint) OWNER TO bulkhead_owner;
+
+CREATE FUNCTION rag.follow_vocabulary_v1(tenant uuid, changed_terms text[], changed_audiences bigint[], changes bigint[]) RETURNS void
+    LANGUAGE sql
+    SET search_path TO ''
+    SET enable_nestloop TO 'off'
+    AS $_$
+    with change as materialized (
+        select c.term, c.audience, coalesce(t.df, 0) as was, coalesce(t.df, 0) + c.change as now, t.ctid as place
+        from unnest(changed_terms, changed_audiences, changes) as c (term, audience, change)
+        left join lateral (
+            select t.df, t.ctid
+            from rag.term t
+            where t.tenant_id = tenant and t.audience = c.audience and t.term = c.term
+            offset 0
+        ) t on true
+        where c.change <> 0
+    ),
+    kept as (
+        insert into rag.term (tenant_id, audience, term, df)
+        select tenant, c.audience, c.term, c.now
+        from change c
+        where c.now > 0
+        on conflict (tenant_id, audience, term) do update set df = excluded.df
+    ),
+    gone as (
+        delete from rag.term t
+        where t.tenant_id = tenant and t.ctid = any (array(select c.place from change c where c.now <= 0))
+    ),
+    unspelt as (
+        delete from rag.spelling s
+        where s.tenant_id = tenant
+            and s.ctid = any (
+                array(
+                    select s.place
+                    from change c
+                    cross join lateral rag.variants_v1(c.term) as v (variant)
+                    cross join lateral (
+                        select s.ctid as place
+                        from rag.spelling s
+                        where s.tenant_id = tenant and s.audience = c.audience and s.variant = v.variant and s.term = c.term
+                        offset 0
+                    ) s
+                    where c.was >= 2 and c.now < 2 and c.term ~ '^[[:alpha:]]{4,24}$'
+                )
+            )
+    )
+    insert into rag.spelling (tenant_id, audience, variant, term)
+    select tenant, c.audience, v.variant, c.term
+    from change c
+    cross join lateral rag.variants_v1(c.term) as v (variant)
+    where c.was < 2 and c.now >= 2 and c.term ~ '^[[:alpha:]]{4,24}$'
+    on conflict do nothing;
+$_$;
+
+ALTER FUNCTION rag.follow_vocabulary_v1(tenant uuid, changed_terms text[], changed_audiences bigint[], changes bigint[]) OWNER TO bulkhead_owner;
+
+CREATE FUNCTION rag.hold_models_v1(default_model smallint) RETURNS TABLE(model_id smallint, next_model_id smallint)
+    LANGUAGE sql
+    SET search_path TO ''
+    AS $$
+    update rag.tenant t
+    set model_id = default_model, next_model_id = nullif(t.next_model_id, default_model)
+    where t.tenant_id = rag.current_tenant() and t.model_id is null;
+
+    select t.model_id, t.next_model_id from rag.tenant t where t.tenant_id = rag.current_tenant() for share;
+$$;
+
+ALTER FUNCTION rag.hold_models_v1(default_model smallint) OWNER TO bulkhead_owner;
+
+CREATE FUNCTION rag.index_ordinals_v1(tenant uuid, ordinals bigint[]) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO ''
+    AS $$
+declare
+    config regconfig;
+begin
+    select t.language into strict config from rag.tenant t where t.tenant_id = tenant;
+    with version as materialized (
+        select d.document_id, d.ordinal, d.audience, d.title
+        from rag.document d
+        where d.tenant_id = tenant and d.ordinal = any (ordinals)
+    ),
+    piece as materialized (
+        select c.chunk_id, v.ordinal, v.audience, concat_ws(E'\n', nullif(c.heading, ''), c.text) as body
+        from version v
+        join rag.chunk c
+            on c.tenant_id = tenant and c.chunk_id >= v.ordinal << 20 and c.chunk_id < (v.ordinal + 1) << 20
+    ),
+    title_word as materialized (
+        select v.ordinal, w.term, w.frequency
+        from version v
+        cross join lateral rag.lexemes_v1(config, v.title) w
+    ),
+    word as materialized (
+        select
+            f.chunk_id, f.ordinal, f.audience, f.term,
+            least(sum(f.frequency), 32767)::smallint as frequency,
+            least(sum(f.title_frequency), 32767)::smallint as title_frequency
+        from (
+            select p.chunk_id, p.ordinal, p.audience, w.term, w.frequency, 0 as title_frequency
+            from piece p
+            cross join lateral rag.lexemes_v1(config, p.body) w
+            union all
+            select p.chunk_id, p.ordinal, p.audience, t.term, 0, t.frequency
+            from piece p
+            join title_word t on t.ordinal = p.ordinal
+        ) f
+        group by f.chunk_id, f.ordinal, f.audience, f.term
+    ),
+    measured as materialized (
+        select
+            w.chunk_id, w.ordinal,
+            coalesce(least(sum(w.frequency + w.title_frequency) filter (where w.term !~ '^='), 32767), 0)::smallint as length
+        from word w
+        group by w.chunk_id, w.ordinal
+    ),
+    counted as materialized (
+        select v.ordinal, v.audience, count(p.chunk_id) as chunks, coalesce(sum(m.length), 0) as terms
+        from version v
+        left join piece p on p.ordinal = v.ordinal
+        left join measured m on m.chunk_id = p.chunk_id
+        group by v.ordinal, v.audience
+    ),
+    change as (
+        insert into rag.corpus_change (tenant_id, audience, chunks, terms, writes)
+        select tenant, n.audience, sum(n.chunks), sum(n.terms), count(*)
+        from counted n
+        group by n.audience
+    ),
+    measure as (
+        update rag.document d
+        set terms = n.terms
+        from counted n
+        where d.tenant_id = tenant and d.ordinal = n.ordinal
+    )
+    insert into rag.posting (
+        tenant_id, term, audience, first_chunk, last_chunk, postings, fresh, chunk_ids, frequencies, title_frequencies, lengths
+    )
+    select
+        tenant, b.term, b.audience, min(b.chunk_id), max(b.chunk_id), count(*), true,
+        array_agg(b.chunk_id order by b.chunk_id),
+        array_agg(b.frequency order by b.chunk_id),
+        array_agg(b.title_frequency order by b.chunk_id),
+        array_agg(b.length order by b.chunk_id)
+    from (
+        select w.*, m.length,
+            (row_number() over (partition by w.term, w.audience order by w.chunk_id) - 1) / 128 as block
+        from word w
+        join measured m on m.chunk_id = w.chunk_id
+    ) b
+    group by b.term, b.audience, b.block;
+end
+$$;
+
+ALTER FUNCTION rag.index_ordinals_v1(tenant uuid, ordinals bigint[]) OWNER TO bulkhead_owner;
 
 CREATE PROCEDURE rag.isolate(IN target regclass)
     LANGUAGE plpgsql
@@ -353,6 +994,82 @@ $$;
 
 ALTER PROCEDURE rag.isolate(IN target regclass) OWNER TO bulkhead_owner;
 
+CREATE PROCEDURE rag.isolate_by_audience(IN target regclass)
+    LANGUAGE plpgsql
+    SET search_path TO ''
+    AS $$
+begin
+    execute format('alter table %s enable row level security', target);
+    execute format('alter table %s force row level security', target);
+    execute format('drop policy if exists tenant_isolation on %s', target);
+    execute format(
+        'create policy tenant_isolation on %s to bulkhead_app '
+        'using (tenant_id = (select rag.current_tenant()) and audience = any ((select rag.current_audiences())::bigint[])) '
+        'with check (tenant_id = (select rag.current_tenant()) and audience = any ((select rag.current_audiences())::bigint[]))',
+        target
+    );
+end
+$$;
+
+ALTER PROCEDURE rag.isolate_by_audience(IN target regclass) OWNER TO bulkhead_owner;
+
+CREATE FUNCTION rag.lexemes_v1(config regconfig, body text) RETURNS TABLE(term text, frequency integer)
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    SET search_path TO ''
+    AS $$
+    select w.lexeme, cardinality(w.positions)
+    from unnest(to_tsvector(config, translate(body, '§¶', '  '))) as w
+    union all
+    select '=' || c.base || left(c.brackets, e.upto), count(*)::integer
+    from regexp_matches(
+        translate(lower(body), '–‑', '--'),
+        '([[:alnum:]]+(?:[-./][[:alnum:]]+)+)((?:\([[:alnum:]]{1,6}\))*)|([[:alnum:]]+)((?:\([[:alnum:]]{1,6}\))+)',
+        'g'
+    ) as m
+    cross join lateral (select coalesce(m[1], m[3]) as base, coalesce(m[2], m[4]) as brackets) c
+    cross join lateral (
+        select 0 as upto where m[1] is not null
+        union all
+        select i from generate_series(1, length(c.brackets)) i where substr(c.brackets, i, 1) = ')'
+    ) e
+    where c.base ~ '[0-9]' and length(c.base) + length(c.brackets) <= 64
+    group by 1
+$$;
+
+ALTER FUNCTION rag.lexemes_v1(config regconfig, body text) OWNER TO bulkhead_owner;
+
+CREATE FUNCTION rag.occurrences_v1(tenant uuid, audiences bigint[], asked text, chunks bigint[], title_weight integer) RETURNS TABLE(chunk_id bigint, frequency integer, length smallint)
+    LANGUAGE plpgsql STABLE
+    SET search_path TO ''
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_seqscan TO 'off'
+    AS $$
+#variable_conflict use_column
+begin
+    return query
+    select c.chunk_id, p.frequencies[i.place] + title_weight * p.title_frequencies[i.place], p.lengths[i.place]
+    from (
+        select k.audience, k.first_chunk,
+            width_bucket(k.first_chunk - 1, chunks) + 1 as low, width_bucket(k.last_chunk, chunks) as high
+        from rag.posting k
+        where k.tenant_id = tenant and k.term = asked and k.audience = any (audiences)
+            and width_bucket(k.first_chunk - 1, chunks) < width_bucket(k.last_chunk, chunks)
+        offset 0
+    ) k
+    cross join lateral (
+        select p.chunk_ids, p.frequencies, p.title_frequencies, p.lengths
+        from rag.posting p
+        where p.tenant_id = tenant and p.term = asked and p.audience = k.audience and p.first_chunk = k.first_chunk
+        offset 0
+    ) p
+    cross join lateral unnest(chunks[k.low:k.high]) as c (chunk_id)
+    cross join lateral (select array_position(p.chunk_ids, c.chunk_id) as place offset 0) i
+    where i.place is not null;
+end
+$$;
+
+ALTER FUNCTION rag.occurrences_v1(tenant uuid, audiences bigint[], asked text, chunks bigint[], title_weight integer) OWNER TO bulkhead_owner;
+
 CREATE FUNCTION rag.open_context_v1(context text) RETURNS uuid
     LANGUAGE plpgsql
     SET search_path TO ''
@@ -365,24 +1082,25 @@ $$;
 
 ALTER FUNCTION rag.open_context_v1(context text) OWNER TO bulkhead_owner;
 
-CREATE FUNCTION rag.put_document_v1(document uuid, document_source text, document_title text, document_media_type text, document_metadata jsonb, hash bytea, body text, starts integer[], ends integer[], headings text[], texts text[]) RETURNS TABLE(outcome text, version integer)
+CREATE FUNCTION rag.put_document_v2(document uuid, document_source text, document_title text, document_media_type text, document_metadata jsonb, document_groups text[], hash bytea, body text, starts integer[], ends integer[], headings text[], texts text[]) RETURNS TABLE(outcome text, version integer, corpus_version bigint)
     LANGUAGE plpgsql
     SET search_path TO ''
     AS $$
 declare
     tenant uuid := rag.current_tenant();
-    config regconfig;
+    new_audience bigint := rag.audience_of_v1(document_groups);
+    sorted_groups text[] := array(select distinct g collate "C" from unnest(document_groups) g order by 1);
+    new_ordinal bigint := nextval('rag.ordinal_seq');
     stored rag.document;
     new_version integer;
 begin
-    select t.language into strict config from rag.tenant t where t.tenant_id = tenant;
-    loop
+    for attempt in 1..3 loop
         insert into rag.document as d (
-            tenant_id, document_id, source, title, media_type, metadata, content_hash, text, chunks
+            tenant_id, document_id, source, title, media_type, metadata, groups, audience, content_hash, text, chunks, ordinal
         )
         values (
-            tenant, document, document_source, document_title, document_media_type, document_metadata, hash, body,
-            cardinality(texts)
+            tenant, document, document_source, document_title, document_media_type, document_metadata, sorted_groups,
+            new_audience, hash, body, cardinality(texts), new_ordinal
         )
         -- no target: two first writers may collide on either of the two unique keys
         on conflict do nothing;
@@ -395,160 +1113,688 @@ begin
         from rag.document d
         where d.tenant_id = tenant and d.source = document_source
         for update;
-        -- not found: it was deleted between the two statements, so insert again
+        -- not found: it was deleted between the two statements, so insert again; or it is not the caller's to see
         if found then
-            if stored.content_hash = hash then
-                return query select 'unchanged'::text, stored.version;
+            if stored.content_hash = hash and stored.audience = new_audience then
+                return query select 'unchanged'::text, stored.version, rag.corpus_version_v1();
                 return;
             end if;
-            perform rag.drop_chunks_v1(stored.document_id);
             new_version := stored.version + 1;
             outcome := 'updated';
-            update rag.document d
-            set title = document_title, media_type = document_media_type, metadata = document_metadata,
-                content_hash = hash, text = body, chunks = cardinality(texts), version = new_version,
-                updated_at = clock_timestamp()
-            where d.tenant_id = tenant and d.document_id = stored.document_id;
             exit;
         end if;
     end loop;
+    if outcome is null then
+        raise exception 'source taken' using errcode = 'BH003';
+    end if;
 
-    with piece as materialized (
-        select nextval('rag.chunk_id_seq') as chunk_id, p.*
-        from (
-            select p.*
-            from unnest(starts, ends, headings, texts) with ordinality as p (start_char, end_char, heading, text, n)
-            order by p.n
-        ) p
-    ),
-    word as materialized (
-        select
-            p.chunk_id,
-            w.lexeme,
-            cardinality(w.positions) as frequency,
-            sum(cardinality(w.positions)) over (partition by p.chunk_id)::integer as length
-        from piece p
-        cross join lateral unnest(
-            to_tsvector(config, concat_ws(E'\n', document_title, nullif(p.heading, ''), p.text))
-        ) as w
-    ),
-    measured as materialized (
-        select w.chunk_id, max(w.length) as length
-        from word w
-        group by w.chunk_id
-    ),
-    stored_chunk as (
-        insert into rag.chunk (
-            tenant_id, chunk_id, document_id, number, start_char, end_char, heading, text, terms
-        )
-        select tenant, p.chunk_id, document, p.n - 1, p.start_char, p.end_char, p.heading, p.text,
-            coalesce(m.length, 0)
-        from piece p
-        left join measured m on m.chunk_id = p.chunk_id
-        returning terms
-    ),
-    change as (
-        insert into rag.corpus_change (tenant_id, chunks, terms)
-        select tenant, count(*), coalesce(sum(s.terms), 0) from stored_chunk s
-    )
-    insert into rag.posting (tenant_id, term, chunk_ids, frequencies, lengths)
-    select
-        tenant,
-        b.lexeme,
-        array_agg(b.chunk_id order by b.chunk_id),
-        array_agg(b.frequency order by b.chunk_id),
-        array_agg(b.length order by b.chunk_id)
-    from (
-        select w.*, (row_number() over (partition by w.lexeme order by w.chunk_id) - 1) / 128 as block
-        from word w
-    ) b
-    group by b.lexeme, b.block;
+    insert into rag.chunk (tenant_id, chunk_id, document_id, number, start_char, end_char, heading, text, audience)
+    select tenant, new_ordinal << 20 | (p.n - 1), coalesce(stored.document_id, document), p.n - 1, p.start_char, p.end_char, p.heading, p.text, new_audience
+    from unnest(starts, ends, headings, texts) with ordinality as p (start_char, end_char, heading, text, n);
 
-    perform queue.enqueue_embedding_v1(document);
-    return query select outcome, new_version;
+    if outcome = 'updated' then
+        if stored.content_hash = hash then
+            insert into rag.embedding (tenant_id, model_id, chunk_id, document_id, vector, audience)
+            select tenant, e.model_id, new_ordinal << 20 | (e.chunk_id & 1048575), stored.document_id, e.vector, new_audience
+            from rag.embedding e
+            where e.tenant_id = tenant
+                and e.chunk_id >= stored.ordinal << 20
+                and e.chunk_id < (stored.ordinal + 1) << 20;
+        end if;
+        perform rag.drop_version_v1(stored.document_id, stored.ordinal);
+        update rag.document d
+        set title = document_title, media_type = document_media_type, metadata = document_metadata,
+            groups = sorted_groups, audience = new_audience, content_hash = hash, text = body,
+            chunks = cardinality(texts), ordinal = new_ordinal, version = new_version, updated_at = clock_timestamp()
+        where d.tenant_id = tenant and d.document_id = stored.document_id;
+    end if;
+    perform rag.index_ordinals_v1(tenant, array[new_ordinal]);
+    corpus_version := rag.corpus_version_v1();
+    perform queue.enqueue_embedding_v2(coalesce(stored.document_id, document), corpus_version);
+    return query select outcome, new_version, corpus_version;
 end
 $$;
 
-ALTER FUNCTION rag.put_document_v1(document uuid, document_source text, document_title text, document_media_type text, document_metadata jsonb, hash bytea, body text, starts integer[], ends integer[], headings text[], texts text[]) OWNER TO bulkhead_owner;
+ALTER FUNCTION rag.put_document_v2(document uuid, document_source text, document_title text, document_media_type text, document_metadata jsonb, document_groups text[], hash bytea, body text, starts integer[], ends integer[], headings text[], texts text[]) OWNER TO bulkhead_owner;
 
-CREATE FUNCTION rag.search_v1(context text, query text, query_vector public.halfvec, vector_model smallint, wanted integer, lexical_weight double precision, dense_weight double precision, candidates integer) RETURNS TABLE(document_id uuid, source text, title text, version integer, number integer, heading text, start_char integer, end_char integer, text text, score double precision, lexical_rank integer, lexical_score double precision, lexical_part double precision, dense_rank integer, dense_score double precision, dense_part double precision, dense_imputed boolean, terms text[])
-    LANGUAGE plpgsql
+CREATE FUNCTION rag.recall_at_10_v1(context text, query_vector public.halfvec, vector_model smallint) RETURNS TABLE(recall double precision, chunks bigint)
+    LANGUAGE plpgsql STABLE
     SET search_path TO ''
     SET plan_cache_mode TO 'force_custom_plan'
-    SET enable_material TO 'off'
-    AS $$
+    AS $_$
 #variable_conflict use_column
 declare
     tenant uuid := rag.open_context_v1(context);
-    config regconfig;
+    audiences bigint[] := rag.current_audiences();
+    dimension integer;
+    true_distances double precision[];
+    found_distances double precision[];
+begin
+    perform 1 from rag.vector_index i where i.tenant_id = tenant and i.model_id = vector_model and i.ready;
+    if not found then
+        return;
+    end if;
+    select m.dimension into strict dimension from rag.embedding_model m where m.model_id = vector_model;
+    -- as rag.search_v2 asks for a hundred candidates
+    perform set_config('hnsw.ef_search', '200', true);
+    perform set_config('hnsw.iterative_scan', 'strict_order', true);
+    -- whatever the planner's statistics say of a tenant that has just grown
+    perform set_config('enable_sort', 'off', true);
+    execute format(
+        'select array_agg(f.distance order by f.distance) from ('
+        'select (e.vector::public.halfvec(%1$s)) operator(public.<=>) $1 as distance '
+        'from rag.embedding e '
+        'where e.tenant_id = $2 and e.model_id = $3 and e.audience = any ($4) '
+        'order by (e.vector::public.halfvec(%1$s)) operator(public.<=>) $1 limit 100) f',
+        dimension
+    )
+    into found_distances
+    using query_vector, tenant, vector_model, audiences;
+    perform set_config('enable_sort', 'on', true);
+    -- without the cast no index fits: every vector is looked at
+    select array_agg(f.distance order by f.distance)
+    into true_distances
+    from (
+        select e.vector operator(public.<=>) query_vector as distance
+        from rag.embedding e
+        where e.tenant_id = tenant and e.model_id = vector_model and e.audience = any (audiences)
+        order by distance
+        limit 10
+    ) f;
+    if true_distances is null then
+        return;
+    end if;
+    return query
+    select
+        -- by distance: of chunks that are equally near any will do
+        count(*) filter (where d <= true_distances[cardinality(true_distances)])::double precision
+            / cardinality(true_distances),
+        (
+            select sum(c.chunks) from rag.corpus_change c where c.tenant_id = tenant and c.audience = any (audiences)
+        )::bigint
+    from unnest(found_distances[1:cardinality(true_distances)]) d;
+end
+$_$;
+
+ALTER FUNCTION rag.recall_at_10_v1(context text, query_vector public.halfvec, vector_model smallint) OWNER TO bulkhead_owner;
+
+CREATE FUNCTION rag.rewrite_blocks_v1(tenant uuid, terms text[], audiences bigint[], firsts bigint[], lasts bigint[], freshness boolean[], places tid[]) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO ''
+    SET plan_cache_mode TO 'force_custom_plan'
+    SET enable_nestloop TO 'off'
+    AS $$
+#variable_conflict use_column
+declare
+    dead bigint[] := array(select t.ordinal from rag.tombstone t where t.tenant_id = tenant);
+    changed_terms text[];
+    changed_audiences bigint[];
+    changes bigint[];
+begin
+    with
+    given as materialized (
+        select g.*
+        from unnest(terms, audiences, firsts, lasts, freshness, places)
+            as g (term, audience, first_chunk, last_chunk, fresh, place)
+    ),
+    span as materialized (
+        select g.term, g.audience, min(g.first_chunk) as low, max(g.last_chunk) as high
+        from given g
+        group by g.term, g.audience
+    ),
+    -- the base blocks from the one that the lowest posting falls into to some beyond the highest, and their order
+    base as materialized (
+        select s.term, s.audience, b.*, row_number() over list as number, lead(b.first_chunk) over list as next_chunk
+        from span s
+        cross join lateral (
+            (
+                select p.first_chunk, p.ctid as place
+                from rag.posting p
+                where p.tenant_id = tenant and p.term = s.term and p.audience = s.audience
+                    and p.first_chunk <= s.low and not p.fresh
+                order by p.first_chunk desc
+                limit 1
+            )
+            union all
+            (
+                select p.first_chunk, p.ctid
+                from rag.posting p
+                where p.tenant_id = tenant and p.term = s.term and p.audience = s.audience
+                    and p.first_chunk > s.low and p.first_chunk <= s.high and not p.fresh
+                offset 0
+            )
+            union all
+            (
+                select p.first_chunk, p.ctid
+                from rag.posting p
+                where p.tenant_id = tenant and p.term = s.term and p.audience = s.audience
+                    and p.first_chunk > s.high and not p.fresh
+                order by p.first_chunk
+                limit 3  -- one to receive what lies before it, one that it may take along, one to see that there are more
+            )
+        ) b
+        window list as (partition by s.term, s.audience order by b.first_chunk)
+    ),
+    bounds as materialized (
+        select b.term, b.audience, array_agg(b.first_chunk order by b.first_chunk) as firsts
+        from base b
+        group by b.term, b.audience
+    ),
+    ended as (
+        delete from rag.posting p
+        where p.tenant_id = tenant and p.fresh and p.ctid = any (array(select g.place from given g where g.fresh))
+        returning p.*
+    ),
+    -- each posting that comes, and the block that it falls into: the last that begins before it, else the first
+    arrival as materialized (
+        select e.term, e.audience, u.*, o.firsts[greatest(width_bucket(u.chunk_id, o.firsts), 1)] as owner
+        from ended e
+        left join bounds o on o.term = e.term and o.audience = e.audience
+        cross join lateral unnest(e.chunk_ids, e.frequencies, e.title_frequencies, e.lengths)
+            as u (chunk_id, frequency, title_frequency, length)
+        where u.chunk_id >> 20 not in (select unnest(dead))
+    ),
+    touched as materialized (
+        select b.term, b.audience, b.first_chunk, b.next_chunk, b.place, t.arrivals
+        from (
+            select t.term, t.audience, t.first_chunk, sum(t.arrivals) as arrivals
+            from (
+                select a.term, a.audience, a.owner as first_chunk, 1 as arrivals from arrival a where a.owner is not null
+                union all
+                select g.term, g.audience, g.first_chunk, 0 from given g where not g.fresh
+            ) t
+            group by t.term, t.audience, t.first_chunk
+        ) t
+        join base b on b.term = t.term and b.audience = t.audience and b.first_chunk = t.first_chunk
+    ),
+    poor as materialized (
+        select t.term, t.audience, t.next_chunk
+        from touched t
+        cross join lateral (
+            select count(*) as postings
+            from (
+                select unnest(p.chunk_ids) as chunk_id
+                from rag.posting p
+                where p.tenant_id = tenant and p.term = t.term and p.audience = t.audience and p.first_chunk = t.first_chunk
+            ) u
+            where u.chunk_id >> 20 not in (select unnest(dead))
+            offset 0
+        ) p
+        where t.next_chunk is not null and t.arrivals + p.postings < 64
+    ),
+    -- neighbours are rewritten together: a run
+    run as materialized (
+        select b.term, b.audience, b.first_chunk, b.place, b.next_chunk is null as at_end,
+            b.number - row_number() over (partition by b.term, b.audience order by b.number) as run
+        from (
+            select t.term, t.audience, t.first_chunk from touched t
+            union
+            select n.term, n.audience, n.next_chunk from poor n
+        ) t
+        join base b on b.term = t.term and b.audience = t.audience and b.first_chunk = t.first_chunk
+    ),
+    replaced as (
+        delete from rag.posting p
+        where p.tenant_id = tenant and not p.fresh and p.ctid = any (array(select r.place from run r))
+        returning p.*
+    ),
+    kept as (
+        select r.term, r.audience, r.run, r.at_end, u.chunk_id, u.frequency, u.title_frequency, u.length
+        from replaced p
+        join run r on r.term = p.term and r.audience = p.audience and r.first_chunk = p.first_chunk
+        cross join lateral unnest(p.chunk_ids, p.frequencies, p.title_frequencies, p.lengths)
+            as u (chunk_id, frequency, title_frequency, length)
+        where u.chunk_id >> 20 not in (select unnest(dead))
+        union all
+        select a.term, a.audience, coalesce(r.run, 0), coalesce(r.at_end, true), a.chunk_id, a.frequency, a.title_frequency,
+            a.length
+        from arrival a
+        left join run r on r.term = a.term and r.audience = a.audience and r.first_chunk = a.owner
+    ),
+    numbered as (
+        select k.*,
+            row_number() over (partition by k.term, k.audience, k.run order by k.chunk_id) - 1 as number,
+            count(*) over (partition by k.term, k.audience, k.run) as total,
+            bool_or(k.at_end) over (partition by k.term, k.audience, k.run) as ends
+        from kept k
+    ),
+    added as (
+        insert into rag.posting as p (
+            tenant_id, term, audience, first_chunk, last_chunk, postings, fresh, chunk_ids, frequencies, title_frequencies, lengths
+        )
+        select
+            tenant, n.term, n.audience, min(n.chunk_id), max(n.chunk_id), count(*), false,
+            array_agg(n.chunk_id order by n.chunk_id),
+            array_agg(n.frequency order by n.chunk_id),
+            array_agg(n.title_frequency order by n.chunk_id),
+            array_agg(n.length order by n.chunk_id)
+        from numbered n
+        -- at the end of a list full blocks and a rest, elsewhere blocks of one size
+        group by n.term, n.audience, n.run,
+            case when n.ends then n.number / 128 else n.number * ((n.total + 127) / 128) / n.total end
+        returning p.term, p.audience, p.postings
+    )
+    select array_agg(c.term), array_agg(c.audience), array_agg(c.change)
+    into changed_terms, changed_audiences, changes
+    from (
+        select s.term, s.audience, sum(s.change) as change
+        from (
+            select a.term, a.audience, a.postings as change from added a
+            union all
+            select r.term, r.audience, -r.postings from replaced r
+        ) s
+        group by s.term, s.audience
+    ) c;
+    perform rag.follow_vocabulary_v1(tenant, changed_terms, changed_audiences, changes);
+end
+$$;
+
+ALTER FUNCTION rag.rewrite_blocks_v1(tenant uuid, terms text[], audiences bigint[], firsts bigint[], lasts bigint[], freshness boolean[], places tid[]) OWNER TO bulkhead_owner;
+
+CREATE TABLE rag.tenant (
+    tenant_id uuid NOT NULL,
+    name text NOT NULL,
+    tier text DEFAULT 'free'::text NOT NULL,
+    language regconfig DEFAULT 'english'::regconfig NOT NULL,
+    created_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    bm25_weight double precision,
+    vector_weight double precision,
+    cache_results boolean DEFAULT true NOT NULL,
+    model_id smallint,
+    next_model_id smallint,
+    CONSTRAINT tenant_name_form CHECK ((name ~ '^[a-z0-9][a-z0-9-]{0,62}$'::text)),
+    CONSTRAINT tenant_next_model CHECK ((next_model_id <> model_id)),
+    CONSTRAINT tenant_tier_known CHECK ((tier = ANY (ARRAY['free'::text, 'pro'::text, 'enterprise'::text]))),
+    CONSTRAINT tenant_weights CHECK ((((bm25_weight IS NULL) = (vector_weight IS NULL)) AND ((bm25_weight IS NULL) OR ((bm25_weight >= (0)::double precision) AND (vector_weight >= (0)::double precision) AND ((bm25_weight + vector_weight) > (0)::double precision)))))
+);
+
+ALTER TABLE ONLY rag.tenant FORCE ROW LEVEL SECURITY;
+
+ALTER TABLE rag.tenant OWNER TO bulkhead_owner;
+
+CREATE FUNCTION rag.search_state_v1(settings rag.tenant, audiences bigint[]) RETURNS jsonb
+    LANGUAGE sql STABLE
+    SET search_path TO ''
+    AS $$
+    select jsonb_build_object(
+        'audiences', audiences,
+        'weights', array[settings.bm25_weight, settings.vector_weight],
+        'model_id', settings.model_id,
+        'keep', settings.cache_results and not queue.embeddings_behind_v1(9223372036854775807)
+    );
+$$;
+
+ALTER FUNCTION rag.search_state_v1(settings rag.tenant, audiences bigint[]) OWNER TO bulkhead_owner;
+
+CREATE FUNCTION rag.search_v2(context text, query text, phrases text[], phrase_words text, query_vector public.halfvec, vector_model smallint, wanted integer, candidates integer, lexical_weight double precision, dense_weight double precision, fusion text, document_filter jsonpath, per_document integer) RETURNS TABLE(version bigint, state jsonb, report jsonb, hits jsonb)
+    LANGUAGE plpgsql STABLE
+    SET search_path TO ''
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_seqscan TO 'off'
+    AS $_$
+#variable_conflict use_column
+declare
+    tenant uuid := rag.open_context_v1(context);
+    audiences bigint[] := rag.current_audiences();
+    began timestamptz := clock_timestamp();
+    filtered_at timestamptz;
+    dense_at timestamptz;
+    settings rag.tenant;
+    lexical_part double precision := lexical_weight;
+    dense_part double precision := dense_weight;
+    corpus_version bigint;
     -- typed variables, not literals: one numeric literal in the arithmetic doubled its time (retrieval.md 2)
+    n double precision;
+    avgdl double precision;
     k1 constant double precision := 1.2;
     b constant double precision := 0.75;
+    -- chosen on four public collections and reported on the fifth (docs/quality.md)
+    title_weight constant integer := 2;
+    zero constant double precision := 0;
     one constant double precision := 1;
     half constant double precision := 0.5;
     scale constant double precision := 1000000;
+    rrf_k constant double precision := 60;
+    -- above this cosine two chunks of one document say the same
+    same constant double precision := 0.03;
+    -- exact search over so many vectors takes about ten milliseconds
+    exact_chunks constant bigint := 5000;
+    -- so many postings are scored in about 25 ms; of longer lists only the shortlist's blocks are read
+    posting_budget constant bigint := 60000;
+    shortlist_chunks constant integer := 500;
+    -- writing times as text takes longer than all the rest of a filter
+    timed boolean := document_filter::text ~ '(created|updated)_at';
+    allowed bigint[];
+    reachable bigint;
+    dense_ids bigint[];
+    dense_distances double precision[];
+    dense_plan text := 'off';
+    graph rag.vector_index;
+    dimension integer;
+    query_terms text[];
+    times integer[];
+    dfs bigint[];
+    idfs double precision[];
+    factors double precision[];
+    in_phrase boolean[];
+    nominating boolean[];
+    dead bigint[];
+    phrase_terms text[];
+    expanded jsonb := '{}';
+    pruned boolean := false;
+    found_terms jsonb;
+    found_hits jsonb;
 begin
-    select t.language into strict config from rag.tenant t where t.tenant_id = tenant;
-    return query
+    select * into strict settings from rag.tenant t where t.tenant_id = tenant;
+    if lexical_part is null then
+        lexical_part := coalesce(settings.bm25_weight, 0.2);
+        dense_part := coalesce(settings.vector_weight, 0.8);
+    end if;
+    if dense_part > 0 and query_vector is not null and settings.model_id <> vector_model then
+        -- the tenant's vectors are another model's now: the caller embeds the query again with that one
+        raise exception 'another model' using errcode = 'BH005', detail = settings.model_id;
+    end if;
+
+    select coalesce(sum(s.chunks), 0), coalesce(sum(s.terms), 0)::double precision / nullif(sum(s.chunks), 0),
+        coalesce(sum(s.writes), 0)
+    into n, avgdl, corpus_version
+    from rag.corpus_change s
+    where s.tenant_id = tenant and s.audience = any (audiences);
+    reachable := n;
+    if document_filter is not null then
+        select coalesce(array_agg(d.ordinal), '{}'), coalesce(sum(d.chunks), 0)
+        into allowed, reachable
+        from rag.document d
+        where d.tenant_id = tenant
+            and d.audience = any (audiences)
+            and (
+                jsonb_build_object('source', d.source, 'title', d.title, 'media_type', d.media_type, 'metadata', d.metadata)
+                || case
+                    when timed then jsonb_build_object(
+                        'created_at', to_char(d.created_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'),
+                        'updated_at', to_char(d.updated_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')
+                    )
+                    else '{}'
+                end
+            ) @@ document_filter;
+    end if;
+    filtered_at := clock_timestamp();
+
+    -- a phrase decides by itself who is a candidate
+    if dense_part > 0 and query_vector is not null and phrases is null then
+        if reachable > exact_chunks then
+            select * into graph
+            from rag.vector_index i
+            where i.tenant_id = tenant and i.model_id = vector_model and i.ready;
+        end if;
+        if graph.ready then
+            dense_plan := 'hnsw';
+            select m.dimension into strict dimension from rag.embedding_model m where m.model_id = vector_model;
+            -- fewer than the candidates asked for would come back, silently (retrieval.md 1)
+            perform set_config('hnsw.ef_search', least(1000, greatest(2 * candidates, 200))::text, true);
+            perform set_config(
+                'hnsw.iterative_scan',
+                case when allowed is null and reachable = n then 'off' else 'strict_order' end, true
+            );
+            -- statistics that lag behind let a sort of everything look cheaper than the graph
+            perform set_config('enable_sort', 'off', true);
+            execute format(
+                'select array_agg(f.chunk_id order by f.distance, f.chunk_id), '
+                'array_agg(f.distance order by f.distance, f.chunk_id) from ('
+                'select e.chunk_id, (e.vector::public.halfvec(%1$s)) operator(public.<=>) $1 as distance '
+                'from rag.embedding e '
+                'where e.tenant_id = $2 and e.model_id = $3 and e.audience = any ($4) %2$s '
+                'order by (e.vector::public.halfvec(%1$s)) operator(public.<=>) $1 limit $6) f',
+                dimension,
+                case when allowed is not null then 'and (e.chunk_id >> 20) in (select unnest($5))' end
+            )
+            into dense_ids, dense_distances
+            using query_vector, tenant, vector_model, audiences, allowed, candidates;
+            perform set_config('enable_sort', 'on', true);
+        end if;
+        -- a graph that gives up early must not cost a hit
+        if coalesce(cardinality(dense_ids), 0) < least(candidates, reachable) then
+            dense_plan := case when dense_plan = 'hnsw' then 'exact after hnsw' else 'exact' end;
+            if allowed is not null and reachable <= exact_chunks then
+                select array_agg(f.chunk_id order by f.distance, f.chunk_id),
+                    array_agg(f.distance order by f.distance, f.chunk_id)
+                into dense_ids, dense_distances
+                from (
+                    select e.chunk_id, e.vector operator(public.<=>) query_vector as distance
+                    from unnest(allowed) as a (ordinal)
+                    cross join lateral (
+                        select e.chunk_id, e.vector
+                        from rag.embedding e
+                        where e.tenant_id = tenant and e.model_id = vector_model and e.audience = any (audiences)
+                            and e.chunk_id >= a.ordinal << 20 and e.chunk_id < (a.ordinal + 1) << 20
+                        offset 0
+                    ) e
+                    order by distance, e.chunk_id
+                    limit candidates
+                ) f;
+            else
+                select array_agg(f.chunk_id order by f.distance, f.chunk_id),
+                    array_agg(f.distance order by f.distance, f.chunk_id)
+                into dense_ids, dense_distances
+                from (
+                    select e.chunk_id, e.vector operator(public.<=>) query_vector as distance
+                    from rag.embedding e
+                    where e.tenant_id = tenant and e.model_id = vector_model and e.audience = any (audiences)
+                        and (allowed is null or e.chunk_id >> 20 in (select unnest(allowed)))
+                    order by distance, e.chunk_id
+                    limit candidates
+                ) f;
+            end if;
+        end if;
+    end if;
+    dense_at := clock_timestamp();
+
+    -- the words and how many live chunks have them; those that no document has, by the nearest words that there are
+    if lexical_part > 0 or phrases is not null then
+        dead := array(select d.ordinal from rag.tombstone d where d.tenant_id = tenant order by d.ordinal);
+        if phrases is not null then
+            phrase_terms := array(select w.term from rag.lexemes_v1(settings.language, phrase_words) w);
+        end if;
+        select array_agg(w.term), array_agg(w.frequency)
+        into query_terms, times
+        from rag.lexemes_v1(settings.language, query) w;
+        dfs := rag.document_frequencies_v1(tenant, audiences, query_terms, dead);
+        if 0 = any (dfs) then
+            select coalesce(jsonb_object_agg(f.asked, f.near), '{}')
+            into expanded
+            from (
+                select m.asked, jsonb_agg(m.term order by m.df desc, m.term) as near
+                from (
+                    select u.asked, s.term, sum(t.df) as df,
+                        row_number() over (partition by u.asked order by sum(t.df) desc, s.term) as place
+                    from (
+                        select a.asked
+                        from unnest(query_terms, dfs) as a (asked, df)
+                        where a.df = 0 and a.asked ~ '^[[:alpha:]]{4,24}$'
+                        order by a.asked
+                        limit 8
+                    ) u
+                    cross join lateral (
+                        select array_agg(left(u.asked, i - 1) || substr(u.asked, i + 1)) as variants
+                        from generate_series(1, length(u.asked) + 1) i
+                    ) v
+                    cross join lateral (
+                        select distinct n.term, n.audience
+                        from rag.spelling n
+                        where n.tenant_id = tenant and n.audience = any (audiences) and n.variant = any (v.variants)
+                        offset 0
+                    ) s
+                    cross join lateral (
+                        select k.df
+                        from rag.term k
+                        where k.tenant_id = tenant and k.audience = s.audience and k.term = s.term
+                        offset 0
+                    ) t
+                    group by u.asked, s.term
+                ) m
+                where m.place <= 3
+                group by m.asked
+            ) f;
+            if expanded <> '{}' then
+                select array_agg(f.term), array_agg(f.times)
+                into query_terms, times
+                from (
+                    select e.term, max(e.times) as times
+                    from (
+                        select a.term, a.times from unnest(query_terms, times, dfs) as a (term, times, df) where a.df > 0
+                        union all
+                        select x.term, a.times
+                        from unnest(query_terms, times) as a (term, times)
+                        cross join lateral jsonb_array_elements_text(expanded -> a.term) as x (term)
+                    ) e
+                    group by e.term
+                ) f;
+                dfs := rag.document_frequencies_v1(tenant, audiences, query_terms, dead);
+            end if;
+        end if;
+        select
+            array_agg(a.term order by a.place), array_agg(a.df order by a.place), array_agg(a.idf order by a.place),
+            array_agg(scale * a.idf * a.times * (k1 + one) order by a.place),
+            array_agg(a.term = any (phrase_terms) order by a.place),
+            array_agg(a.reading <= posting_budget or a.place = 1 or phrases is not null order by a.place)
+        into query_terms, dfs, idfs, factors, in_phrase, nominating
+        from (
+            select
+                f.term, f.times, f.df, ln(one + (n - f.df + half) / (f.df + half)) as idf,
+                sum(f.df) over (order by f.df, f.term) as reading,
+                row_number() over (order by f.df, f.term) as place
+            from unnest(query_terms, times, dfs) as f (term, times, df)
+            where f.df > 0
+        ) a;
+        pruned := coalesce(false = any (nominating), false);
+        -- a word that only a deleted document had stands in the vocabulary until compaction
+        if expanded <> '{}' then
+            select coalesce(jsonb_object_agg(e.key, k.near) filter (where k.near is not null), '{}')
+            into expanded
+            from jsonb_each(expanded) e
+            cross join lateral (
+                select jsonb_agg(x.term order by x.place) as near
+                from jsonb_array_elements_text(e.value) with ordinality as x (term, place)
+                where x.term = any (query_terms)
+            ) k;
+        end if;
+    end if;
+
     with
-    stats as materialized (
+    nominated as materialized (
         select
-            coalesce(sum(s.chunks), 0)::double precision as n,
-            coalesce(sum(s.terms), 0)::double precision / nullif(sum(s.chunks), 0) as avgdl
-        from rag.corpus_change s
-        where s.tenant_id = tenant
-    ),
-    asked as materialized (
-        -- a word that is asked for twice counts twice, which long queries gain by
-        select w.lexeme, cardinality(w.positions) as times
-        from unnest(to_tsvector(config, query)) as w
-        where lexical_weight > 0
-    ),
-    occurrence as materialized (
-        select p.term, a.times, u.chunk_id, u.frequency, u.length
-        from asked a
-        join rag.posting p on p.tenant_id = tenant and p.term = a.lexeme
-        cross join lateral unnest(p.chunk_ids, p.frequencies, p.lengths) as u (chunk_id, frequency, length)
-        where not exists (
-            select from rag.tombstone d where d.tenant_id = tenant and d.chunk_id = u.chunk_id
-        )
-    ),
-    inverse as (
-        select o.term, ln(one + (s.n - count(*) + half) / (count(*) + half)) as idf
-        from occurrence o
-        cross join stats s
-        group by o.term, s.n
-    ),
-    bm25 as materialized (
-        select
-            o.chunk_id,
+            u.chunk_id,
             sum(round(
-                scale * i.idf * o.times * o.frequency * (k1 + one)
-                / (o.frequency + k1 * (one - b + b * o.length / s.avgdl))
-            )::bigint)::bigint as points
-        from occurrence o
-        join inverse i on i.term = o.term
-        cross join stats s
+                u.factor * (u.frequency + title_weight * u.title_frequency)
+                / (u.frequency + title_weight * u.title_frequency + k1 * (one - b) + k1 * b / avgdl * u.length)
+            )) as points,
+            count(*) filter (where u.in_phrase) as phrase_hits
+        from (
+            -- unnested in the select list, which takes a third of the time that a lateral join takes
+            select
+                a.factor, a.in_phrase, unnest(p.chunk_ids) as chunk_id, unnest(p.frequencies) as frequency,
+                unnest(p.title_frequencies) as title_frequency, unnest(p.lengths) as length
+            from unnest(query_terms, factors, in_phrase, nominating) as a (term, factor, in_phrase, nominates)
+            -- looked up term by term: without statistics the planner would rather read all of a tenant's blocks
+            cross join lateral (
+                select p.chunk_ids, p.frequencies, p.title_frequencies, p.lengths
+                from rag.posting p
+                where p.tenant_id = tenant and p.term = a.term and p.audience = any (audiences)
+                offset 0
+            ) p
+            where a.nominates
+        ) u
+        -- hashed subplans whatever the statistics say: looked through for each posting, tombstones took seconds
+        where u.chunk_id >> 20 not in (select unnest(dead))
+            and (allowed is null or u.chunk_id >> 20 in (select unnest(allowed)))
+        group by u.chunk_id
+    ),
+    shortlist as materialized (
+        select s.chunk_id
+        from (
+            select m.chunk_id from nominated m where pruned order by m.points desc, m.chunk_id limit shortlist_chunks
+        ) s
+        union
+        select d.chunk_id from unnest(dense_ids) as d (chunk_id) where pruned
+    ),
+    -- of the lists that are too long to be read, what they say of the shortlist
+    completing as materialized (
+        select o.chunk_id, sum(round(o.factor * o.frequency / (o.frequency + k1 * (one - b) + k1 * b / avgdl * o.length))) as points
+        from (
+            select a.factor, w.chunk_id, w.frequency, w.length
+            from unnest(query_terms, factors, nominating) as a (term, factor, nominates)
+            cross join lateral rag.occurrences_v1(
+                tenant, audiences, a.term, array(select s.chunk_id from shortlist s order by s.chunk_id), title_weight
+            ) w
+            where pruned and not a.nominates
+        ) o
         group by o.chunk_id
+    ),
+    completed as materialized (
+        select f.chunk_id, sum(f.points) as points
+        from (
+            select m.chunk_id, m.points from nominated m where m.chunk_id in (select s.chunk_id from shortlist s)
+            union all
+            select c.chunk_id, c.points from completing c
+        ) f
+        where pruned
+        group by f.chunk_id
+    ),
+    -- one of three comes to anything: a limit right behind its sort keeps the best and sorts nothing else
+    pool as materialized (
+        (
+            select m.chunk_id, m.points
+            from nominated m
+            where phrases is null and not pruned
+            order by m.points desc, m.chunk_id
+            limit candidates
+        )
+        union all
+        (
+            select c.chunk_id, c.points
+            from completed c
+            where phrases is null
+            order by c.points desc, c.chunk_id
+            limit candidates
+        )
+        union all
+        (
+            select s.chunk_id, s.points
+            from (
+                select m.chunk_id, m.points
+                from nominated m
+                where phrases is not null and m.phrase_hits = cardinality(phrase_terms)
+                order by m.points desc, m.chunk_id
+                offset 0  -- so that phrases are looked for from the best chunk down, and no further than needed
+            ) s
+            where exists (
+                select
+                from rag.chunk c
+                cross join lateral (
+                    select d.title
+                    from rag.document d
+                    where d.tenant_id = tenant and d.document_id = c.document_id
+                    offset 0
+                ) d
+                where c.tenant_id = tenant and c.chunk_id = s.chunk_id
+                    and (
+                        select bool_and(concat_ws(E'\n', d.title, c.heading, c.text) ~* p.pattern)
+                        from unnest(phrases) as p (pattern)
+                    )
+            )
+            limit candidates
+        )
     ),
     lexical as materialized (
         select l.chunk_id, row_number() over (order by l.points desc, l.chunk_id)::integer as place
-        from bm25 l
-        order by l.points desc, l.chunk_id
-        limit candidates
+        from pool l
     ),
     dense as materialized (
-        select n.chunk_id, row_number() over (order by n.distance, n.chunk_id)::integer as place
-        from (
-            select e.chunk_id, e.vector operator(public.<=>) query_vector as distance
-            from rag.embedding e
-            where e.tenant_id = tenant and e.model_id = vector_model
-                and dense_weight > 0 and query_vector is not null
-            order by distance, e.chunk_id
-            limit candidates
-        ) n
+        select d.chunk_id, d.distance, d.place::integer as place
+        from unnest(dense_ids, dense_distances) with ordinality as d (chunk_id, distance, place)
     ),
-    candidate as (
+    -- materialized: the id is to reach the lookups below as a value, which an index takes, not as an expression
+    candidate as materialized (
         select
             coalesce(l.chunk_id, d.chunk_id) as chunk_id,
             l.place as lexical_place,
@@ -556,68 +1802,248 @@ begin
         from lexical l
         full join dense d on d.chunk_id = l.chunk_id
     ),
-    scored as materialized (
+    measured as materialized (
         select
             c.*,
-            coalesce(k.points, 0) as points,
+            coalesce(k.points, zero) as points,
             case
-                when dense_weight > 0 and query_vector is not null
-                then round(scale * (one - (e.vector operator(public.<=>) query_vector)))::bigint
-            end as cosine
+                when dense_part > 0 and query_vector is not null
+                then round(scale * (one - (e.vector operator(public.<=>) query_vector)))
+            end as cosine,
+            e.vector
         from candidate c
-        left join bm25 k on k.chunk_id = c.chunk_id
-        left join rag.embedding e
-            on e.tenant_id = tenant and e.model_id = vector_model and e.chunk_id = c.chunk_id
+        left join (
+            select m.chunk_id, m.points from nominated m where not pruned
+            union all
+            select f.chunk_id, f.points from completed f
+        ) k on k.chunk_id = c.chunk_id
+        left join lateral (
+            select e.vector
+            from rag.embedding e
+            where e.tenant_id = tenant and e.model_id = vector_model and e.chunk_id = c.chunk_id
+            offset 0
+        ) e on true
+    ),
+    scored as materialized (
+        select
+            m.chunk_id, m.lexical_place, m.points, m.cosine, m.vector,
+            case
+                when phrases is null then m.dense_place
+                when m.cosine is not null
+                then row_number() over (order by m.cosine desc nulls last, m.chunk_id)::integer
+            end as dense_place
+        from measured m
     ),
     best as materialized (
         select
-            max(s.points)::double precision as points,
-            max(s.cosine)::double precision + scale as shifted,
+            max(s.points) as points,
+            max(s.cosine) + scale as shifted,
             -- a leg without candidates has weight 0 and the other 1
-            case when count(s.dense_place) = 0 then one when count(s.lexical_place) = 0 then 0
-                else lexical_weight / (lexical_weight + dense_weight) end as lexical_share
+            case when count(s.dense_place) = 0 then one when count(s.lexical_place) = 0 then zero
+                else lexical_part / (lexical_part + dense_part) end as lexical_share
         from scored s
     ),
-    fused as (
+    fused as materialized (
         select
             s.*,
-            b.lexical_share * case when b.points > 0 then s.points / b.points else 0 end as lexical_term,
+            case
+                when fusion = 'rrf' then coalesce(b.lexical_share / (rrf_k + s.lexical_place), zero)
+                else b.lexical_share * case when b.points > 0 then s.points / b.points else zero end
+            end as lexical_term,
             (one - b.lexical_share) * case
                 -- the vector is still being made: imputed from the lexical leg, so that new text is not buried
-                when s.cosine is null then case when b.points > 0 then s.points / b.points else 0 end
+                when fusion = 'rrf'
+                then coalesce(one / (rrf_k + case when s.cosine is null then s.lexical_place else s.dense_place end), zero)
+                when s.cosine is null then case when b.points > 0 then s.points / b.points else zero end
                 when b.shifted > 0 then (s.cosine + scale) / b.shifted
-                else 0
+                else zero
             end as dense_term,
             s.cosine is null and b.lexical_share < one as imputed
         from scored s
         cross join best b
     ),
-    top as (
-        select f.*, f.lexical_term + f.dense_term as total
+    ranked as materialized (
+        select f.*, row_number() over (order by f.lexical_term + f.dense_term desc, f.chunk_id) as place
         from fused f
-        order by f.lexical_term + f.dense_term desc, f.chunk_id
+    ),
+    -- of chunks of one document that say the same, the best stands for the others
+    near as materialized (
+        select t.chunk_id, t.place, min(f.place) as like_place
+        from ranked t
+        join ranked f on f.chunk_id >> 20 = t.chunk_id >> 20 and f.place < t.place
+        where t.vector operator(public.<=>) f.vector < same
+        group by t.chunk_id, t.place
+    ),
+    -- which may itself be like a better one
+    twin as materialized (
+        select t.chunk_id, coalesce(f.like_place, t.like_place) as like_place
+        from near t
+        left join near f on f.place = t.like_place
+    ),
+    single as (
+        select r.*, row_number() over (partition by r.chunk_id >> 20 order by r.place) as of_document
+        from ranked r
+        where not exists (select from twin t where t.chunk_id = r.chunk_id)
+    ),
+    top as materialized (
+        select s.*
+        from single s
+        where per_document is null or s.of_document <= per_document
+        order by s.place
         limit wanted
     ),
-    -- for the hits alone: sorting the terms of every matching chunk took longer than scoring them
     matched as (
-        select o.chunk_id, array_agg(o.term order by o.term) as terms
-        from occurrence o
-        join top t on t.chunk_id = o.chunk_id
+        select
+            o.chunk_id,
+            jsonb_agg(
+                jsonb_build_object('term', a.term, 'frequency', o.frequency, 'idf', round(a.idf * scale) / scale)
+                order by a.term
+            ) as of_query
+        from unnest(query_terms, idfs) as a (term, idf)
+        cross join lateral rag.occurrences_v1(
+            tenant, audiences, a.term, array(select t.chunk_id from top t order by t.chunk_id), title_weight
+        ) o
         group by o.chunk_id
+    ),
+    twins as (
+        select t.like_place, jsonb_agg(jsonb_build_object('chunk', c.number, 'start', c.start_char, 'end', c.end_char) order by c.number) as spans
+        from twin t
+        join top h on h.place = t.like_place
+        cross join lateral (
+            select c.number, c.start_char, c.end_char
+            from rag.chunk c
+            where c.tenant_id = tenant and c.chunk_id = t.chunk_id
+            offset 0
+        ) c
+        group by t.like_place
     )
     select
-        c.document_id, d.source, d.title, d.version, c.number, c.heading, c.start_char, c.end_char, c.text,
-        t.total, t.lexical_place, t.points / scale, t.lexical_term,
-        t.dense_place, t.cosine / scale, t.dense_term, t.imputed, coalesce(m.terms, '{}')
+        (
+            select jsonb_agg(
+                jsonb_build_object('term', a.term, 'df', a.df, 'idf', round(a.idf * scale) / scale) order by a.df, a.term
+            )
+            from unnest(query_terms, dfs, idfs) as a (term, df, idf)
+        ),
+        jsonb_agg(
+            jsonb_build_object(
+                'document_id', c.document_id, 'source', d.source, 'title', d.title, 'version', d.version,
+                'chunk', c.number, 'heading', c.heading, 'start', c.start_char, 'end', c.end_char, 'text', c.text,
+                'score', t.lexical_term + t.dense_term,
+                'bm25_rank', t.lexical_place, 'bm25_score', t.points / scale, 'bm25_part', t.lexical_term,
+                'vector_rank', t.dense_place, 'vector_score', t.cosine / scale, 'vector_part', t.dense_term,
+                'vector_imputed', t.imputed,
+                'terms', coalesce(m.of_query, '[]'),
+                'duplicates', coalesce(w.spans, '[]')
+            )
+            order by t.place
+        )
+    into found_terms, found_hits
     from top t
-    join rag.chunk c on c.tenant_id = tenant and c.chunk_id = t.chunk_id
-    join rag.document d on d.tenant_id = tenant and d.document_id = c.document_id
+    cross join lateral (
+        select c.document_id, c.number, c.heading, c.start_char, c.end_char, c.text
+        from rag.chunk c
+        where c.tenant_id = tenant and c.chunk_id = t.chunk_id
+        offset 0
+    ) c
+    cross join lateral (
+        select d.source, d.title, d.version
+        from rag.document d
+        where d.tenant_id = tenant and d.document_id = c.document_id
+        offset 0
+    ) d
     left join matched m on m.chunk_id = t.chunk_id
-    order by t.total desc, t.chunk_id;
+    left join twins w on w.like_place = t.place;
+
+    return query select
+        corpus_version,
+        rag.search_state_v1(settings, audiences),
+        jsonb_build_object(
+            'lexical_plan', case when query_terms is null then 'off' when pruned then 'pruned' else 'full' end,
+            'dense_plan', dense_plan,
+            'terms', coalesce(found_terms, '[]'),
+            'expanded', expanded,
+            'chunks', reachable,
+            'filter_ms', round(extract(epoch from filtered_at - began) * 1000, 3),
+            'dense_ms', round(extract(epoch from dense_at - filtered_at) * 1000, 3),
+            'rank_ms', round(extract(epoch from clock_timestamp() - dense_at) * 1000, 3)
+        ),
+        coalesce(found_hits, '[]');
+end
+$_$;
+
+ALTER FUNCTION rag.search_v2(context text, query text, phrases text[], phrase_words text, query_vector public.halfvec, vector_model smallint, wanted integer, candidates integer, lexical_weight double precision, dense_weight double precision, fusion text, document_filter jsonpath, per_document integer) OWNER TO bulkhead_owner;
+
+CREATE FUNCTION rag.sweep_vectors_v1(wanted integer) RETURNS integer
+    LANGUAGE plpgsql
+    SET search_path TO ''
+    SET plan_cache_mode TO 'force_custom_plan'
+    AS $$
+declare
+    tenant uuid := rag.current_tenant();
+    others smallint[] := array(
+        select m.model_id
+        from rag.embedding_model m
+        join rag.tenant t on t.tenant_id = tenant and m.model_id <> t.model_id
+        where m.model_id is distinct from t.next_model_id
+    );
+    swept integer;
+begin
+    with old as materialized (
+        select e.model_id, e.chunk_id
+        from rag.embedding e
+        where e.tenant_id = tenant and e.model_id = any (others)
+        limit wanted
+    )
+    delete from rag.embedding e
+    using old
+    where e.tenant_id = tenant and e.model_id = old.model_id and e.chunk_id = old.chunk_id;
+    get diagnostics swept = row_count;
+    return swept;
 end
 $$;
 
-ALTER FUNCTION rag.search_v1(context text, query text, query_vector public.halfvec, vector_model smallint, wanted integer, lexical_weight double precision, dense_weight double precision, candidates integer) OWNER TO bulkhead_owner;
+ALTER FUNCTION rag.sweep_vectors_v1(wanted integer) OWNER TO bulkhead_owner;
+
+CREATE FUNCTION rag.switch_model_v1() RETURNS text
+    LANGUAGE plpgsql
+    SET search_path TO ''
+    SET plan_cache_mode TO 'force_custom_plan'
+    AS $$
+declare
+    tenant uuid := rag.current_tenant();
+    -- as in rag.search_v2: above it a search uses a graph
+    exact_chunks constant bigint := 5000;
+    models rag.tenant;
+begin
+    select * into strict models from rag.tenant t where t.tenant_id = tenant for no key update;
+    if models.next_model_id is null then
+        return 'none';
+    end if;
+    if (select sum(s.chunks) > exact_chunks from rag.corpus_change s where s.tenant_id = tenant) and not exists (
+        select from rag.vector_index i
+        where i.tenant_id = tenant and i.model_id = models.next_model_id and i.ready
+    ) then
+        return 'graph';
+    end if;
+    if exists (
+        select
+        from rag.embedding o
+        where o.tenant_id = tenant and o.model_id = models.model_id and not exists (
+            select
+            from rag.embedding n
+            where n.tenant_id = tenant and n.model_id = models.next_model_id and n.chunk_id = o.chunk_id
+        )
+    ) then
+        return 'missing';
+    end if;
+    update rag.tenant t
+    set model_id = t.next_model_id, next_model_id = null
+    where t.tenant_id = tenant;
+    return 'switched';
+end
+$$;
+
+ALTER FUNCTION rag.switch_model_v1() OWNER TO bulkhead_owner;
 
 CREATE FUNCTION rag.task_may_become(current text, next text) RETURNS boolean
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
@@ -625,6 +2051,15 @@ CREATE FUNCTION rag.task_may_become(current text, next text) RETURNS boolean
     RETURN CASE current WHEN 'submitted'::text THEN (next = ANY (ARRAY['working'::text, 'completed'::text, 'failed'::text, 'canceled'::text, 'rejected'::text, 'input-required'::text, 'auth-required'::text])) WHEN 'working'::text THEN (next = ANY (ARRAY['working'::text, 'completed'::text, 'failed'::text, 'canceled'::text, 'rejected'::text, 'input-required'::text, 'auth-required'::text])) WHEN 'input-required'::text THEN (next = ANY (ARRAY['working'::text, 'failed'::text, 'canceled'::text, 'completed'::text])) WHEN 'auth-required'::text THEN (next = ANY (ARRAY['working'::text, 'failed'::text, 'canceled'::text, 'completed'::text])) ELSE false END;
 
 ALTER FUNCTION rag.task_may_become(current text, next text) OWNER TO bulkhead_owner;
+
+CREATE FUNCTION rag.variants_v1(word text) RETURNS SETOF text
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    SET search_path TO ''
+    AS $$
+    select left(word, i - 1) || substr(word, i + 1) from generate_series(1, length(word) + 1) i group by 1;
+$$;
+
+ALTER FUNCTION rag.variants_v1(word text) OWNER TO bulkhead_owner;
 
 CREATE FUNCTION seal.mint_v1(tenant uuid, subject text, lifetime_s double precision) RETURNS text
     LANGUAGE plpgsql SECURITY DEFINER
@@ -647,6 +2082,28 @@ end
 $$;
 
 ALTER FUNCTION seal.mint_v1(tenant uuid, subject text, lifetime_s double precision) OWNER TO bulkhead_owner;
+
+CREATE FUNCTION seal.mint_v2(tenant uuid, subject text, lifetime_s double precision) RETURNS text
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO ''
+    AS $$
+declare
+    signer seal.key;
+    now_s double precision := extract(epoch from clock_timestamp());
+    payload text;
+begin
+    select * into strict signer from seal.key where active;
+    payload := jsonb_build_object(
+        'tenant', tenant, 'sub', subject, 'groups', '[]'::jsonb, 'jti', '[]'::jsonb, 'reach', 'tenant',
+        'iat', now_s, 'exp', now_s + lifetime_s
+    )::text;
+    return signer.kid || '.'
+        || encode(sha256(signer.outer_pad || sha256(signer.inner_pad || convert_to(payload, 'UTF8'))), 'hex')
+        || '.' || payload;
+end
+$$;
+
+ALTER FUNCTION seal.mint_v2(tenant uuid, subject text, lifetime_s double precision) OWNER TO bulkhead_owner;
 
 CREATE FUNCTION seal.verified_context() RETURNS jsonb
     LANGUAGE plpgsql STABLE SECURITY DEFINER PARALLEL SAFE
@@ -760,10 +2217,20 @@ CREATE TABLE queue.embedding (
     tenant_id uuid NOT NULL,
     document_id uuid NOT NULL,
     available_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
-    attempts integer DEFAULT 0 NOT NULL
+    attempts integer DEFAULT 0 NOT NULL,
+    version bigint DEFAULT 0 NOT NULL
 );
 
 ALTER TABLE queue.embedding OWNER TO bulkhead_queue;
+
+CREATE TABLE queue.model_switch (
+    tenant_id uuid NOT NULL,
+    available_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    attempts integer DEFAULT 0 NOT NULL,
+    after_chunk bigint DEFAULT 0 NOT NULL
+);
+
+ALTER TABLE queue.model_switch OWNER TO bulkhead_queue;
 
 CREATE TABLE queue.run (
     task_id uuid NOT NULL,
@@ -777,6 +2244,45 @@ CREATE TABLE queue.run (
 
 ALTER TABLE queue.run OWNER TO bulkhead_queue;
 
+CREATE TABLE queue.upkeep (
+    tenant_id uuid NOT NULL,
+    available_at timestamp with time zone,
+    lease uuid,
+    leased_until timestamp with time zone,
+    attempts integer DEFAULT 0 NOT NULL
+);
+
+ALTER TABLE queue.upkeep OWNER TO bulkhead_queue;
+
+CREATE TABLE queue.write (
+    tenant_id uuid NOT NULL,
+    written_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    entry bigint NOT NULL
+);
+
+ALTER TABLE queue.write OWNER TO bulkhead_queue;
+
+ALTER TABLE queue.write ALTER COLUMN entry ADD GENERATED ALWAYS AS IDENTITY (
+    SEQUENCE NAME queue.write_entry_seq
+    START WITH 1
+    INCREMENT BY 1
+    NO MINVALUE
+    NO MAXVALUE
+    CACHE 1
+);
+
+CREATE TABLE rag.audience (
+    tenant_id uuid NOT NULL,
+    audience bigint NOT NULL,
+    groups text[] NOT NULL,
+    CONSTRAINT audience_groups CHECK (((cardinality(groups) >= 1) AND (cardinality(groups) <= 32))),
+    CONSTRAINT audience_not_everyone CHECK ((audience <> 0))
+);
+
+ALTER TABLE ONLY rag.audience FORCE ROW LEVEL SECURITY;
+
+ALTER TABLE rag.audience OWNER TO bulkhead_owner;
+
 CREATE TABLE rag.chunk (
     tenant_id uuid NOT NULL,
     chunk_id bigint NOT NULL,
@@ -786,7 +2292,7 @@ CREATE TABLE rag.chunk (
     end_char integer NOT NULL,
     heading text NOT NULL,
     text text NOT NULL,
-    terms integer NOT NULL,
+    audience bigint NOT NULL,
     CONSTRAINT chunk_span CHECK (((0 <= start_char) AND (start_char < end_char)))
 )
 PARTITION BY HASH (tenant_id);
@@ -804,7 +2310,7 @@ CREATE TABLE rag.chunk_00 (
     end_char integer CONSTRAINT chunk_end_char_not_null NOT NULL,
     heading text CONSTRAINT chunk_heading_not_null NOT NULL,
     text text CONSTRAINT chunk_text_not_null NOT NULL,
-    terms integer CONSTRAINT chunk_terms_not_null NOT NULL,
+    audience bigint CONSTRAINT chunk_audience_not_null NOT NULL,
     CONSTRAINT chunk_span CHECK (((0 <= start_char) AND (start_char < end_char)))
 );
 
@@ -821,7 +2327,7 @@ CREATE TABLE rag.chunk_01 (
     end_char integer CONSTRAINT chunk_end_char_not_null NOT NULL,
     heading text CONSTRAINT chunk_heading_not_null NOT NULL,
     text text CONSTRAINT chunk_text_not_null NOT NULL,
-    terms integer CONSTRAINT chunk_terms_not_null NOT NULL,
+    audience bigint CONSTRAINT chunk_audience_not_null NOT NULL,
     CONSTRAINT chunk_span CHECK (((0 <= start_char) AND (start_char < end_char)))
 );
 
@@ -838,7 +2344,7 @@ CREATE TABLE rag.chunk_02 (
     end_char integer CONSTRAINT chunk_end_char_not_null NOT NULL,
     heading text CONSTRAINT chunk_heading_not_null NOT NULL,
     text text CONSTRAINT chunk_text_not_null NOT NULL,
-    terms integer CONSTRAINT chunk_terms_not_null NOT NULL,
+    audience bigint CONSTRAINT chunk_audience_not_null NOT NULL,
     CONSTRAINT chunk_span CHECK (((0 <= start_char) AND (start_char < end_char)))
 );
 
@@ -855,7 +2361,7 @@ CREATE TABLE rag.chunk_03 (
     end_char integer CONSTRAINT chunk_end_char_not_null NOT NULL,
     heading text CONSTRAINT chunk_heading_not_null NOT NULL,
     text text CONSTRAINT chunk_text_not_null NOT NULL,
-    terms integer CONSTRAINT chunk_terms_not_null NOT NULL,
+    audience bigint CONSTRAINT chunk_audience_not_null NOT NULL,
     CONSTRAINT chunk_span CHECK (((0 <= start_char) AND (start_char < end_char)))
 );
 
@@ -872,7 +2378,7 @@ CREATE TABLE rag.chunk_04 (
     end_char integer CONSTRAINT chunk_end_char_not_null NOT NULL,
     heading text CONSTRAINT chunk_heading_not_null NOT NULL,
     text text CONSTRAINT chunk_text_not_null NOT NULL,
-    terms integer CONSTRAINT chunk_terms_not_null NOT NULL,
+    audience bigint CONSTRAINT chunk_audience_not_null NOT NULL,
     CONSTRAINT chunk_span CHECK (((0 <= start_char) AND (start_char < end_char)))
 );
 
@@ -889,7 +2395,7 @@ CREATE TABLE rag.chunk_05 (
     end_char integer CONSTRAINT chunk_end_char_not_null NOT NULL,
     heading text CONSTRAINT chunk_heading_not_null NOT NULL,
     text text CONSTRAINT chunk_text_not_null NOT NULL,
-    terms integer CONSTRAINT chunk_terms_not_null NOT NULL,
+    audience bigint CONSTRAINT chunk_audience_not_null NOT NULL,
     CONSTRAINT chunk_span CHECK (((0 <= start_char) AND (start_char < end_char)))
 );
 
@@ -906,7 +2412,7 @@ CREATE TABLE rag.chunk_06 (
     end_char integer CONSTRAINT chunk_end_char_not_null NOT NULL,
     heading text CONSTRAINT chunk_heading_not_null NOT NULL,
     text text CONSTRAINT chunk_text_not_null NOT NULL,
-    terms integer CONSTRAINT chunk_terms_not_null NOT NULL,
+    audience bigint CONSTRAINT chunk_audience_not_null NOT NULL,
     CONSTRAINT chunk_span CHECK (((0 <= start_char) AND (start_char < end_char)))
 );
 
@@ -923,7 +2429,7 @@ CREATE TABLE rag.chunk_07 (
     end_char integer CONSTRAINT chunk_end_char_not_null NOT NULL,
     heading text CONSTRAINT chunk_heading_not_null NOT NULL,
     text text CONSTRAINT chunk_text_not_null NOT NULL,
-    terms integer CONSTRAINT chunk_terms_not_null NOT NULL,
+    audience bigint CONSTRAINT chunk_audience_not_null NOT NULL,
     CONSTRAINT chunk_span CHECK (((0 <= start_char) AND (start_char < end_char)))
 );
 
@@ -940,7 +2446,7 @@ CREATE TABLE rag.chunk_08 (
     end_char integer CONSTRAINT chunk_end_char_not_null NOT NULL,
     heading text CONSTRAINT chunk_heading_not_null NOT NULL,
     text text CONSTRAINT chunk_text_not_null NOT NULL,
-    terms integer CONSTRAINT chunk_terms_not_null NOT NULL,
+    audience bigint CONSTRAINT chunk_audience_not_null NOT NULL,
     CONSTRAINT chunk_span CHECK (((0 <= start_char) AND (start_char < end_char)))
 );
 
@@ -957,7 +2463,7 @@ CREATE TABLE rag.chunk_09 (
     end_char integer CONSTRAINT chunk_end_char_not_null NOT NULL,
     heading text CONSTRAINT chunk_heading_not_null NOT NULL,
     text text CONSTRAINT chunk_text_not_null NOT NULL,
-    terms integer CONSTRAINT chunk_terms_not_null NOT NULL,
+    audience bigint CONSTRAINT chunk_audience_not_null NOT NULL,
     CONSTRAINT chunk_span CHECK (((0 <= start_char) AND (start_char < end_char)))
 );
 
@@ -974,7 +2480,7 @@ CREATE TABLE rag.chunk_10 (
     end_char integer CONSTRAINT chunk_end_char_not_null NOT NULL,
     heading text CONSTRAINT chunk_heading_not_null NOT NULL,
     text text CONSTRAINT chunk_text_not_null NOT NULL,
-    terms integer CONSTRAINT chunk_terms_not_null NOT NULL,
+    audience bigint CONSTRAINT chunk_audience_not_null NOT NULL,
     CONSTRAINT chunk_span CHECK (((0 <= start_char) AND (start_char < end_char)))
 );
 
@@ -991,7 +2497,7 @@ CREATE TABLE rag.chunk_11 (
     end_char integer CONSTRAINT chunk_end_char_not_null NOT NULL,
     heading text CONSTRAINT chunk_heading_not_null NOT NULL,
     text text CONSTRAINT chunk_text_not_null NOT NULL,
-    terms integer CONSTRAINT chunk_terms_not_null NOT NULL,
+    audience bigint CONSTRAINT chunk_audience_not_null NOT NULL,
     CONSTRAINT chunk_span CHECK (((0 <= start_char) AND (start_char < end_char)))
 );
 
@@ -1008,7 +2514,7 @@ CREATE TABLE rag.chunk_12 (
     end_char integer CONSTRAINT chunk_end_char_not_null NOT NULL,
     heading text CONSTRAINT chunk_heading_not_null NOT NULL,
     text text CONSTRAINT chunk_text_not_null NOT NULL,
-    terms integer CONSTRAINT chunk_terms_not_null NOT NULL,
+    audience bigint CONSTRAINT chunk_audience_not_null NOT NULL,
     CONSTRAINT chunk_span CHECK (((0 <= start_char) AND (start_char < end_char)))
 );
 
@@ -1025,7 +2531,7 @@ CREATE TABLE rag.chunk_13 (
     end_char integer CONSTRAINT chunk_end_char_not_null NOT NULL,
     heading text CONSTRAINT chunk_heading_not_null NOT NULL,
     text text CONSTRAINT chunk_text_not_null NOT NULL,
-    terms integer CONSTRAINT chunk_terms_not_null NOT NULL,
+    audience bigint CONSTRAINT chunk_audience_not_null NOT NULL,
     CONSTRAINT chunk_span CHECK (((0 <= start_char) AND (start_char < end_char)))
 );
 
@@ -1042,7 +2548,7 @@ CREATE TABLE rag.chunk_14 (
     end_char integer CONSTRAINT chunk_end_char_not_null NOT NULL,
     heading text CONSTRAINT chunk_heading_not_null NOT NULL,
     text text CONSTRAINT chunk_text_not_null NOT NULL,
-    terms integer CONSTRAINT chunk_terms_not_null NOT NULL,
+    audience bigint CONSTRAINT chunk_audience_not_null NOT NULL,
     CONSTRAINT chunk_span CHECK (((0 <= start_char) AND (start_char < end_char)))
 );
 
@@ -1059,7 +2565,7 @@ CREATE TABLE rag.chunk_15 (
     end_char integer CONSTRAINT chunk_end_char_not_null NOT NULL,
     heading text CONSTRAINT chunk_heading_not_null NOT NULL,
     text text CONSTRAINT chunk_text_not_null NOT NULL,
-    terms integer CONSTRAINT chunk_terms_not_null NOT NULL,
+    audience bigint CONSTRAINT chunk_audience_not_null NOT NULL,
     CONSTRAINT chunk_span CHECK (((0 <= start_char) AND (start_char < end_char)))
 );
 
@@ -1067,20 +2573,13 @@ ALTER TABLE ONLY rag.chunk_15 FORCE ROW LEVEL SECURITY;
 
 ALTER TABLE rag.chunk_15 OWNER TO bulkhead_owner;
 
-CREATE SEQUENCE rag.chunk_id_seq
-    START WITH 1
-    INCREMENT BY 1
-    NO MINVALUE
-    NO MAXVALUE
-    CACHE 1;
-
-ALTER SEQUENCE rag.chunk_id_seq OWNER TO bulkhead_owner;
-
 CREATE TABLE rag.corpus_change (
     tenant_id uuid NOT NULL,
     change_id uuid DEFAULT gen_random_uuid() NOT NULL,
     chunks integer NOT NULL,
-    terms bigint NOT NULL
+    terms bigint NOT NULL,
+    audience bigint NOT NULL,
+    writes integer NOT NULL
 );
 
 ALTER TABLE ONLY rag.corpus_change FORCE ROW LEVEL SECURITY;
@@ -1100,6 +2599,11 @@ CREATE TABLE rag.document (
     chunks integer NOT NULL,
     created_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
     updated_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    ordinal bigint NOT NULL,
+    groups text[] DEFAULT '{}'::text[] NOT NULL,
+    audience bigint NOT NULL,
+    terms bigint DEFAULT 0 NOT NULL,
+    CONSTRAINT document_chunks_fit CHECK ((chunks < 1048576)),
     CONSTRAINT document_source_length CHECK (((length(source) >= 1) AND (length(source) <= 1024))),
     CONSTRAINT document_title_length CHECK (((length(title) >= 1) AND (length(title) <= 512)))
 );
@@ -1113,7 +2617,8 @@ CREATE TABLE rag.embedding (
     model_id smallint NOT NULL,
     chunk_id bigint NOT NULL,
     document_id uuid NOT NULL,
-    vector public.halfvec NOT NULL
+    vector public.halfvec NOT NULL,
+    audience bigint NOT NULL
 )
 PARTITION BY HASH (tenant_id);
 
@@ -1126,7 +2631,8 @@ CREATE TABLE rag.embedding_00 (
     model_id smallint CONSTRAINT embedding_model_id_not_null NOT NULL,
     chunk_id bigint CONSTRAINT embedding_chunk_id_not_null NOT NULL,
     document_id uuid CONSTRAINT embedding_document_id_not_null NOT NULL,
-    vector public.halfvec CONSTRAINT embedding_vector_not_null NOT NULL
+    vector public.halfvec CONSTRAINT embedding_vector_not_null NOT NULL,
+    audience bigint CONSTRAINT embedding_audience_not_null NOT NULL
 );
 
 ALTER TABLE ONLY rag.embedding_00 FORCE ROW LEVEL SECURITY;
@@ -1138,7 +2644,8 @@ CREATE TABLE rag.embedding_01 (
     model_id smallint CONSTRAINT embedding_model_id_not_null NOT NULL,
     chunk_id bigint CONSTRAINT embedding_chunk_id_not_null NOT NULL,
     document_id uuid CONSTRAINT embedding_document_id_not_null NOT NULL,
-    vector public.halfvec CONSTRAINT embedding_vector_not_null NOT NULL
+    vector public.halfvec CONSTRAINT embedding_vector_not_null NOT NULL,
+    audience bigint CONSTRAINT embedding_audience_not_null NOT NULL
 );
 
 ALTER TABLE ONLY rag.embedding_01 FORCE ROW LEVEL SECURITY;
@@ -1150,7 +2657,8 @@ CREATE TABLE rag.embedding_02 (
     model_id smallint CONSTRAINT embedding_model_id_not_null NOT NULL,
     chunk_id bigint CONSTRAINT embedding_chunk_id_not_null NOT NULL,
     document_id uuid CONSTRAINT embedding_document_id_not_null NOT NULL,
-    vector public.halfvec CONSTRAINT embedding_vector_not_null NOT NULL
+    vector public.halfvec CONSTRAINT embedding_vector_not_null NOT NULL,
+    audience bigint CONSTRAINT embedding_audience_not_null NOT NULL
 );
 
 ALTER TABLE ONLY rag.embedding_02 FORCE ROW LEVEL SECURITY;
@@ -1162,7 +2670,8 @@ CREATE TABLE rag.embedding_03 (
     model_id smallint CONSTRAINT embedding_model_id_not_null NOT NULL,
     chunk_id bigint CONSTRAINT embedding_chunk_id_not_null NOT NULL,
     document_id uuid CONSTRAINT embedding_document_id_not_null NOT NULL,
-    vector public.halfvec CONSTRAINT embedding_vector_not_null NOT NULL
+    vector public.halfvec CONSTRAINT embedding_vector_not_null NOT NULL,
+    audience bigint CONSTRAINT embedding_audience_not_null NOT NULL
 );
 
 ALTER TABLE ONLY rag.embedding_03 FORCE ROW LEVEL SECURITY;
@@ -1174,7 +2683,8 @@ CREATE TABLE rag.embedding_04 (
     model_id smallint CONSTRAINT embedding_model_id_not_null NOT NULL,
     chunk_id bigint CONSTRAINT embedding_chunk_id_not_null NOT NULL,
     document_id uuid CONSTRAINT embedding_document_id_not_null NOT NULL,
-    vector public.halfvec CONSTRAINT embedding_vector_not_null NOT NULL
+    vector public.halfvec CONSTRAINT embedding_vector_not_null NOT NULL,
+    audience bigint CONSTRAINT embedding_audience_not_null NOT NULL
 );
 
 ALTER TABLE ONLY rag.embedding_04 FORCE ROW LEVEL SECURITY;
@@ -1186,7 +2696,8 @@ CREATE TABLE rag.embedding_05 (
     model_id smallint CONSTRAINT embedding_model_id_not_null NOT NULL,
     chunk_id bigint CONSTRAINT embedding_chunk_id_not_null NOT NULL,
     document_id uuid CONSTRAINT embedding_document_id_not_null NOT NULL,
-    vector public.halfvec CONSTRAINT embedding_vector_not_null NOT NULL
+    vector public.halfvec CONSTRAINT embedding_vector_not_null NOT NULL,
+    audience bigint CONSTRAINT embedding_audience_not_null NOT NULL
 );
 
 ALTER TABLE ONLY rag.embedding_05 FORCE ROW LEVEL SECURITY;
@@ -1198,7 +2709,8 @@ CREATE TABLE rag.embedding_06 (
     model_id smallint CONSTRAINT embedding_model_id_not_null NOT NULL,
     chunk_id bigint CONSTRAINT embedding_chunk_id_not_null NOT NULL,
     document_id uuid CONSTRAINT embedding_document_id_not_null NOT NULL,
-    vector public.halfvec CONSTRAINT embedding_vector_not_null NOT NULL
+    vector public.halfvec CONSTRAINT embedding_vector_not_null NOT NULL,
+    audience bigint CONSTRAINT embedding_audience_not_null NOT NULL
 );
 
 ALTER TABLE ONLY rag.embedding_06 FORCE ROW LEVEL SECURITY;
@@ -1210,7 +2722,8 @@ CREATE TABLE rag.embedding_07 (
     model_id smallint CONSTRAINT embedding_model_id_not_null NOT NULL,
     chunk_id bigint CONSTRAINT embedding_chunk_id_not_null NOT NULL,
     document_id uuid CONSTRAINT embedding_document_id_not_null NOT NULL,
-    vector public.halfvec CONSTRAINT embedding_vector_not_null NOT NULL
+    vector public.halfvec CONSTRAINT embedding_vector_not_null NOT NULL,
+    audience bigint CONSTRAINT embedding_audience_not_null NOT NULL
 );
 
 ALTER TABLE ONLY rag.embedding_07 FORCE ROW LEVEL SECURITY;
@@ -1222,7 +2735,8 @@ CREATE TABLE rag.embedding_08 (
     model_id smallint CONSTRAINT embedding_model_id_not_null NOT NULL,
     chunk_id bigint CONSTRAINT embedding_chunk_id_not_null NOT NULL,
     document_id uuid CONSTRAINT embedding_document_id_not_null NOT NULL,
-    vector public.halfvec CONSTRAINT embedding_vector_not_null NOT NULL
+    vector public.halfvec CONSTRAINT embedding_vector_not_null NOT NULL,
+    audience bigint CONSTRAINT embedding_audience_not_null NOT NULL
 );
 
 ALTER TABLE ONLY rag.embedding_08 FORCE ROW LEVEL SECURITY;
@@ -1234,7 +2748,8 @@ CREATE TABLE rag.embedding_09 (
     model_id smallint CONSTRAINT embedding_model_id_not_null NOT NULL,
     chunk_id bigint CONSTRAINT embedding_chunk_id_not_null NOT NULL,
     document_id uuid CONSTRAINT embedding_document_id_not_null NOT NULL,
-    vector public.halfvec CONSTRAINT embedding_vector_not_null NOT NULL
+    vector public.halfvec CONSTRAINT embedding_vector_not_null NOT NULL,
+    audience bigint CONSTRAINT embedding_audience_not_null NOT NULL
 );
 
 ALTER TABLE ONLY rag.embedding_09 FORCE ROW LEVEL SECURITY;
@@ -1246,7 +2761,8 @@ CREATE TABLE rag.embedding_10 (
     model_id smallint CONSTRAINT embedding_model_id_not_null NOT NULL,
     chunk_id bigint CONSTRAINT embedding_chunk_id_not_null NOT NULL,
     document_id uuid CONSTRAINT embedding_document_id_not_null NOT NULL,
-    vector public.halfvec CONSTRAINT embedding_vector_not_null NOT NULL
+    vector public.halfvec CONSTRAINT embedding_vector_not_null NOT NULL,
+    audience bigint CONSTRAINT embedding_audience_not_null NOT NULL
 );
 
 ALTER TABLE ONLY rag.embedding_10 FORCE ROW LEVEL SECURITY;
@@ -1258,7 +2774,8 @@ CREATE TABLE rag.embedding_11 (
     model_id smallint CONSTRAINT embedding_model_id_not_null NOT NULL,
     chunk_id bigint CONSTRAINT embedding_chunk_id_not_null NOT NULL,
     document_id uuid CONSTRAINT embedding_document_id_not_null NOT NULL,
-    vector public.halfvec CONSTRAINT embedding_vector_not_null NOT NULL
+    vector public.halfvec CONSTRAINT embedding_vector_not_null NOT NULL,
+    audience bigint CONSTRAINT embedding_audience_not_null NOT NULL
 );
 
 ALTER TABLE ONLY rag.embedding_11 FORCE ROW LEVEL SECURITY;
@@ -1270,7 +2787,8 @@ CREATE TABLE rag.embedding_12 (
     model_id smallint CONSTRAINT embedding_model_id_not_null NOT NULL,
     chunk_id bigint CONSTRAINT embedding_chunk_id_not_null NOT NULL,
     document_id uuid CONSTRAINT embedding_document_id_not_null NOT NULL,
-    vector public.halfvec CONSTRAINT embedding_vector_not_null NOT NULL
+    vector public.halfvec CONSTRAINT embedding_vector_not_null NOT NULL,
+    audience bigint CONSTRAINT embedding_audience_not_null NOT NULL
 );
 
 ALTER TABLE ONLY rag.embedding_12 FORCE ROW LEVEL SECURITY;
@@ -1282,7 +2800,8 @@ CREATE TABLE rag.embedding_13 (
     model_id smallint CONSTRAINT embedding_model_id_not_null NOT NULL,
     chunk_id bigint CONSTRAINT embedding_chunk_id_not_null NOT NULL,
     document_id uuid CONSTRAINT embedding_document_id_not_null NOT NULL,
-    vector public.halfvec CONSTRAINT embedding_vector_not_null NOT NULL
+    vector public.halfvec CONSTRAINT embedding_vector_not_null NOT NULL,
+    audience bigint CONSTRAINT embedding_audience_not_null NOT NULL
 );
 
 ALTER TABLE ONLY rag.embedding_13 FORCE ROW LEVEL SECURITY;
@@ -1294,7 +2813,8 @@ CREATE TABLE rag.embedding_14 (
     model_id smallint CONSTRAINT embedding_model_id_not_null NOT NULL,
     chunk_id bigint CONSTRAINT embedding_chunk_id_not_null NOT NULL,
     document_id uuid CONSTRAINT embedding_document_id_not_null NOT NULL,
-    vector public.halfvec CONSTRAINT embedding_vector_not_null NOT NULL
+    vector public.halfvec CONSTRAINT embedding_vector_not_null NOT NULL,
+    audience bigint CONSTRAINT embedding_audience_not_null NOT NULL
 );
 
 ALTER TABLE ONLY rag.embedding_14 FORCE ROW LEVEL SECURITY;
@@ -1306,7 +2826,8 @@ CREATE TABLE rag.embedding_15 (
     model_id smallint CONSTRAINT embedding_model_id_not_null NOT NULL,
     chunk_id bigint CONSTRAINT embedding_chunk_id_not_null NOT NULL,
     document_id uuid CONSTRAINT embedding_document_id_not_null NOT NULL,
-    vector public.halfvec CONSTRAINT embedding_vector_not_null NOT NULL
+    vector public.halfvec CONSTRAINT embedding_vector_not_null NOT NULL,
+    audience bigint CONSTRAINT embedding_audience_not_null NOT NULL
 );
 
 ALTER TABLE ONLY rag.embedding_15 FORCE ROW LEVEL SECURITY;
@@ -1331,24 +2852,29 @@ ALTER TABLE rag.embedding_model ALTER COLUMN model_id ADD GENERATED ALWAYS AS ID
     CACHE 1
 );
 
-CREATE SEQUENCE rag.posting_block_seq
+CREATE SEQUENCE rag.ordinal_seq
     START WITH 1
     INCREMENT BY 1
     NO MINVALUE
     NO MAXVALUE
     CACHE 1;
 
-ALTER SEQUENCE rag.posting_block_seq OWNER TO bulkhead_owner;
+ALTER SEQUENCE rag.ordinal_seq OWNER TO bulkhead_owner;
 
 CREATE TABLE rag.posting (
     tenant_id uuid NOT NULL,
     term text NOT NULL,
-    block bigint DEFAULT nextval('rag.posting_block_seq'::regclass) NOT NULL,
+    audience bigint NOT NULL,
+    first_chunk bigint NOT NULL,
+    last_chunk bigint NOT NULL,
+    postings smallint NOT NULL,
+    fresh boolean NOT NULL,
     chunk_ids bigint[] NOT NULL,
-    frequencies integer[] NOT NULL,
-    lengths integer[] NOT NULL,
-    CONSTRAINT posting_block_shape CHECK (((cardinality(chunk_ids) = cardinality(frequencies)) AND (cardinality(chunk_ids) = cardinality(lengths)))),
-    CONSTRAINT posting_block_size CHECK (((cardinality(chunk_ids) >= 1) AND (cardinality(chunk_ids) <= 128)))
+    frequencies smallint[] NOT NULL,
+    title_frequencies smallint[] NOT NULL,
+    lengths smallint[] NOT NULL,
+    CONSTRAINT posting_block_shape CHECK (((cardinality(chunk_ids) = postings) AND (cardinality(frequencies) = postings) AND (cardinality(title_frequencies) = postings) AND (cardinality(lengths) = postings) AND (first_chunk = chunk_ids[1]) AND (last_chunk = chunk_ids[postings]))),
+    CONSTRAINT posting_block_size CHECK (((postings >= 1) AND (postings <= 128)))
 )
 PARTITION BY HASH (tenant_id);
 
@@ -1359,12 +2885,17 @@ ALTER TABLE rag.posting OWNER TO bulkhead_owner;
 CREATE TABLE rag.posting_00 (
     tenant_id uuid CONSTRAINT posting_tenant_id_not_null NOT NULL,
     term text CONSTRAINT posting_term_not_null NOT NULL,
-    block bigint DEFAULT nextval('rag.posting_block_seq'::regclass) CONSTRAINT posting_block_not_null NOT NULL,
+    audience bigint CONSTRAINT posting_audience_not_null NOT NULL,
+    first_chunk bigint CONSTRAINT posting_first_chunk_not_null NOT NULL,
+    last_chunk bigint CONSTRAINT posting_last_chunk_not_null NOT NULL,
+    postings smallint CONSTRAINT posting_postings_not_null NOT NULL,
+    fresh boolean CONSTRAINT posting_fresh_not_null NOT NULL,
     chunk_ids bigint[] CONSTRAINT posting_chunk_ids_not_null NOT NULL,
-    frequencies integer[] CONSTRAINT posting_frequencies_not_null NOT NULL,
-    lengths integer[] CONSTRAINT posting_lengths_not_null NOT NULL,
-    CONSTRAINT posting_block_shape CHECK (((cardinality(chunk_ids) = cardinality(frequencies)) AND (cardinality(chunk_ids) = cardinality(lengths)))),
-    CONSTRAINT posting_block_size CHECK (((cardinality(chunk_ids) >= 1) AND (cardinality(chunk_ids) <= 128)))
+    frequencies smallint[] CONSTRAINT posting_frequencies_not_null NOT NULL,
+    title_frequencies smallint[] CONSTRAINT posting_title_frequencies_not_null NOT NULL,
+    lengths smallint[] CONSTRAINT posting_lengths_not_null NOT NULL,
+    CONSTRAINT posting_block_shape CHECK (((cardinality(chunk_ids) = postings) AND (cardinality(frequencies) = postings) AND (cardinality(title_frequencies) = postings) AND (cardinality(lengths) = postings) AND (first_chunk = chunk_ids[1]) AND (last_chunk = chunk_ids[postings]))),
+    CONSTRAINT posting_block_size CHECK (((postings >= 1) AND (postings <= 128)))
 );
 
 ALTER TABLE ONLY rag.posting_00 FORCE ROW LEVEL SECURITY;
@@ -1374,12 +2905,17 @@ ALTER TABLE rag.posting_00 OWNER TO bulkhead_owner;
 CREATE TABLE rag.posting_01 (
     tenant_id uuid CONSTRAINT posting_tenant_id_not_null NOT NULL,
     term text CONSTRAINT posting_term_not_null NOT NULL,
-    block bigint DEFAULT nextval('rag.posting_block_seq'::regclass) CONSTRAINT posting_block_not_null NOT NULL,
+    audience bigint CONSTRAINT posting_audience_not_null NOT NULL,
+    first_chunk bigint CONSTRAINT posting_first_chunk_not_null NOT NULL,
+    last_chunk bigint CONSTRAINT posting_last_chunk_not_null NOT NULL,
+    postings smallint CONSTRAINT posting_postings_not_null NOT NULL,
+    fresh boolean CONSTRAINT posting_fresh_not_null NOT NULL,
     chunk_ids bigint[] CONSTRAINT posting_chunk_ids_not_null NOT NULL,
-    frequencies integer[] CONSTRAINT posting_frequencies_not_null NOT NULL,
-    lengths integer[] CONSTRAINT posting_lengths_not_null NOT NULL,
-    CONSTRAINT posting_block_shape CHECK (((cardinality(chunk_ids) = cardinality(frequencies)) AND (cardinality(chunk_ids) = cardinality(lengths)))),
-    CONSTRAINT posting_block_size CHECK (((cardinality(chunk_ids) >= 1) AND (cardinality(chunk_ids) <= 128)))
+    frequencies smallint[] CONSTRAINT posting_frequencies_not_null NOT NULL,
+    title_frequencies smallint[] CONSTRAINT posting_title_frequencies_not_null NOT NULL,
+    lengths smallint[] CONSTRAINT posting_lengths_not_null NOT NULL,
+    CONSTRAINT posting_block_shape CHECK (((cardinality(chunk_ids) = postings) AND (cardinality(frequencies) = postings) AND (cardinality(title_frequencies) = postings) AND (cardinality(lengths) = postings) AND (first_chunk = chunk_ids[1]) AND (last_chunk = chunk_ids[postings]))),
+    CONSTRAINT posting_block_size CHECK (((postings >= 1) AND (postings <= 128)))
 );
 
 ALTER TABLE ONLY rag.posting_01 FORCE ROW LEVEL SECURITY;
@@ -1389,12 +2925,17 @@ ALTER TABLE rag.posting_01 OWNER TO bulkhead_owner;
 CREATE TABLE rag.posting_02 (
     tenant_id uuid CONSTRAINT posting_tenant_id_not_null NOT NULL,
     term text CONSTRAINT posting_term_not_null NOT NULL,
-    block bigint DEFAULT nextval('rag.posting_block_seq'::regclass) CONSTRAINT posting_block_not_null NOT NULL,
+    audience bigint CONSTRAINT posting_audience_not_null NOT NULL,
+    first_chunk bigint CONSTRAINT posting_first_chunk_not_null NOT NULL,
+    last_chunk bigint CONSTRAINT posting_last_chunk_not_null NOT NULL,
+    postings smallint CONSTRAINT posting_postings_not_null NOT NULL,
+    fresh boolean CONSTRAINT posting_fresh_not_null NOT NULL,
     chunk_ids bigint[] CONSTRAINT posting_chunk_ids_not_null NOT NULL,
-    frequencies integer[] CONSTRAINT posting_frequencies_not_null NOT NULL,
-    lengths integer[] CONSTRAINT posting_lengths_not_null NOT NULL,
-    CONSTRAINT posting_block_shape CHECK (((cardinality(chunk_ids) = cardinality(frequencies)) AND (cardinality(chunk_ids) = cardinality(lengths)))),
-    CONSTRAINT posting_block_size CHECK (((cardinality(chunk_ids) >= 1) AND (cardinality(chunk_ids) <= 128)))
+    frequencies smallint[] CONSTRAINT posting_frequencies_not_null NOT NULL,
+    title_frequencies smallint[] CONSTRAINT posting_title_frequencies_not_null NOT NULL,
+    lengths smallint[] CONSTRAINT posting_lengths_not_null NOT NULL,
+    CONSTRAINT posting_block_shape CHECK (((cardinality(chunk_ids) = postings) AND (cardinality(frequencies) = postings) AND (cardinality(title_frequencies) = postings) AND (cardinality(lengths) = postings) AND (first_chunk = chunk_ids[1]) AND (last_chunk = chunk_ids[postings]))),
+    CONSTRAINT posting_block_size CHECK (((postings >= 1) AND (postings <= 128)))
 );
 
 ALTER TABLE ONLY rag.posting_02 FORCE ROW LEVEL SECURITY;
@@ -1404,12 +2945,17 @@ ALTER TABLE rag.posting_02 OWNER TO bulkhead_owner;
 CREATE TABLE rag.posting_03 (
     tenant_id uuid CONSTRAINT posting_tenant_id_not_null NOT NULL,
     term text CONSTRAINT posting_term_not_null NOT NULL,
-    block bigint DEFAULT nextval('rag.posting_block_seq'::regclass) CONSTRAINT posting_block_not_null NOT NULL,
+    audience bigint CONSTRAINT posting_audience_not_null NOT NULL,
+    first_chunk bigint CONSTRAINT posting_first_chunk_not_null NOT NULL,
+    last_chunk bigint CONSTRAINT posting_last_chunk_not_null NOT NULL,
+    postings smallint CONSTRAINT posting_postings_not_null NOT NULL,
+    fresh boolean CONSTRAINT posting_fresh_not_null NOT NULL,
     chunk_ids bigint[] CONSTRAINT posting_chunk_ids_not_null NOT NULL,
-    frequencies integer[] CONSTRAINT posting_frequencies_not_null NOT NULL,
-    lengths integer[] CONSTRAINT posting_lengths_not_null NOT NULL,
-    CONSTRAINT posting_block_shape CHECK (((cardinality(chunk_ids) = cardinality(frequencies)) AND (cardinality(chunk_ids) = cardinality(lengths)))),
-    CONSTRAINT posting_block_size CHECK (((cardinality(chunk_ids) >= 1) AND (cardinality(chunk_ids) <= 128)))
+    frequencies smallint[] CONSTRAINT posting_frequencies_not_null NOT NULL,
+    title_frequencies smallint[] CONSTRAINT posting_title_frequencies_not_null NOT NULL,
+    lengths smallint[] CONSTRAINT posting_lengths_not_null NOT NULL,
+    CONSTRAINT posting_block_shape CHECK (((cardinality(chunk_ids) = postings) AND (cardinality(frequencies) = postings) AND (cardinality(title_frequencies) = postings) AND (cardinality(lengths) = postings) AND (first_chunk = chunk_ids[1]) AND (last_chunk = chunk_ids[postings]))),
+    CONSTRAINT posting_block_size CHECK (((postings >= 1) AND (postings <= 128)))
 );
 
 ALTER TABLE ONLY rag.posting_03 FORCE ROW LEVEL SECURITY;
@@ -1419,12 +2965,17 @@ ALTER TABLE rag.posting_03 OWNER TO bulkhead_owner;
 CREATE TABLE rag.posting_04 (
     tenant_id uuid CONSTRAINT posting_tenant_id_not_null NOT NULL,
     term text CONSTRAINT posting_term_not_null NOT NULL,
-    block bigint DEFAULT nextval('rag.posting_block_seq'::regclass) CONSTRAINT posting_block_not_null NOT NULL,
+    audience bigint CONSTRAINT posting_audience_not_null NOT NULL,
+    first_chunk bigint CONSTRAINT posting_first_chunk_not_null NOT NULL,
+    last_chunk bigint CONSTRAINT posting_last_chunk_not_null NOT NULL,
+    postings smallint CONSTRAINT posting_postings_not_null NOT NULL,
+    fresh boolean CONSTRAINT posting_fresh_not_null NOT NULL,
     chunk_ids bigint[] CONSTRAINT posting_chunk_ids_not_null NOT NULL,
-    frequencies integer[] CONSTRAINT posting_frequencies_not_null NOT NULL,
-    lengths integer[] CONSTRAINT posting_lengths_not_null NOT NULL,
-    CONSTRAINT posting_block_shape CHECK (((cardinality(chunk_ids) = cardinality(frequencies)) AND (cardinality(chunk_ids) = cardinality(lengths)))),
-    CONSTRAINT posting_block_size CHECK (((cardinality(chunk_ids) >= 1) AND (cardinality(chunk_ids) <= 128)))
+    frequencies smallint[] CONSTRAINT posting_frequencies_not_null NOT NULL,
+    title_frequencies smallint[] CONSTRAINT posting_title_frequencies_not_null NOT NULL,
+    lengths smallint[] CONSTRAINT posting_lengths_not_null NOT NULL,
+    CONSTRAINT posting_block_shape CHECK (((cardinality(chunk_ids) = postings) AND (cardinality(frequencies) = postings) AND (cardinality(title_frequencies) = postings) AND (cardinality(lengths) = postings) AND (first_chunk = chunk_ids[1]) AND (last_chunk = chunk_ids[postings]))),
+    CONSTRAINT posting_block_size CHECK (((postings >= 1) AND (postings <= 128)))
 );
 
 ALTER TABLE ONLY rag.posting_04 FORCE ROW LEVEL SECURITY;
@@ -1434,12 +2985,17 @@ ALTER TABLE rag.posting_04 OWNER TO bulkhead_owner;
 CREATE TABLE rag.posting_05 (
     tenant_id uuid CONSTRAINT posting_tenant_id_not_null NOT NULL,
     term text CONSTRAINT posting_term_not_null NOT NULL,
-    block bigint DEFAULT nextval('rag.posting_block_seq'::regclass) CONSTRAINT posting_block_not_null NOT NULL,
+    audience bigint CONSTRAINT posting_audience_not_null NOT NULL,
+    first_chunk bigint CONSTRAINT posting_first_chunk_not_null NOT NULL,
+    last_chunk bigint CONSTRAINT posting_last_chunk_not_null NOT NULL,
+    postings smallint CONSTRAINT posting_postings_not_null NOT NULL,
+    fresh boolean CONSTRAINT posting_fresh_not_null NOT NULL,
     chunk_ids bigint[] CONSTRAINT posting_chunk_ids_not_null NOT NULL,
-    frequencies integer[] CONSTRAINT posting_frequencies_not_null NOT NULL,
-    lengths integer[] CONSTRAINT posting_lengths_not_null NOT NULL,
-    CONSTRAINT posting_block_shape CHECK (((cardinality(chunk_ids) = cardinality(frequencies)) AND (cardinality(chunk_ids) = cardinality(lengths)))),
-    CONSTRAINT posting_block_size CHECK (((cardinality(chunk_ids) >= 1) AND (cardinality(chunk_ids) <= 128)))
+    frequencies smallint[] CONSTRAINT posting_frequencies_not_null NOT NULL,
+    title_frequencies smallint[] CONSTRAINT posting_title_frequencies_not_null NOT NULL,
+    lengths smallint[] CONSTRAINT posting_lengths_not_null NOT NULL,
+    CONSTRAINT posting_block_shape CHECK (((cardinality(chunk_ids) = postings) AND (cardinality(frequencies) = postings) AND (cardinality(title_frequencies) = postings) AND (cardinality(lengths) = postings) AND (first_chunk = chunk_ids[1]) AND (last_chunk = chunk_ids[postings]))),
+    CONSTRAINT posting_block_size CHECK (((postings >= 1) AND (postings <= 128)))
 );
 
 ALTER TABLE ONLY rag.posting_05 FORCE ROW LEVEL SECURITY;
@@ -1449,12 +3005,17 @@ ALTER TABLE rag.posting_05 OWNER TO bulkhead_owner;
 CREATE TABLE rag.posting_06 (
     tenant_id uuid CONSTRAINT posting_tenant_id_not_null NOT NULL,
     term text CONSTRAINT posting_term_not_null NOT NULL,
-    block bigint DEFAULT nextval('rag.posting_block_seq'::regclass) CONSTRAINT posting_block_not_null NOT NULL,
+    audience bigint CONSTRAINT posting_audience_not_null NOT NULL,
+    first_chunk bigint CONSTRAINT posting_first_chunk_not_null NOT NULL,
+    last_chunk bigint CONSTRAINT posting_last_chunk_not_null NOT NULL,
+    postings smallint CONSTRAINT posting_postings_not_null NOT NULL,
+    fresh boolean CONSTRAINT posting_fresh_not_null NOT NULL,
     chunk_ids bigint[] CONSTRAINT posting_chunk_ids_not_null NOT NULL,
-    frequencies integer[] CONSTRAINT posting_frequencies_not_null NOT NULL,
-    lengths integer[] CONSTRAINT posting_lengths_not_null NOT NULL,
-    CONSTRAINT posting_block_shape CHECK (((cardinality(chunk_ids) = cardinality(frequencies)) AND (cardinality(chunk_ids) = cardinality(lengths)))),
-    CONSTRAINT posting_block_size CHECK (((cardinality(chunk_ids) >= 1) AND (cardinality(chunk_ids) <= 128)))
+    frequencies smallint[] CONSTRAINT posting_frequencies_not_null NOT NULL,
+    title_frequencies smallint[] CONSTRAINT posting_title_frequencies_not_null NOT NULL,
+    lengths smallint[] CONSTRAINT posting_lengths_not_null NOT NULL,
+    CONSTRAINT posting_block_shape CHECK (((cardinality(chunk_ids) = postings) AND (cardinality(frequencies) = postings) AND (cardinality(title_frequencies) = postings) AND (cardinality(lengths) = postings) AND (first_chunk = chunk_ids[1]) AND (last_chunk = chunk_ids[postings]))),
+    CONSTRAINT posting_block_size CHECK (((postings >= 1) AND (postings <= 128)))
 );
 
 ALTER TABLE ONLY rag.posting_06 FORCE ROW LEVEL SECURITY;
@@ -1464,12 +3025,17 @@ ALTER TABLE rag.posting_06 OWNER TO bulkhead_owner;
 CREATE TABLE rag.posting_07 (
     tenant_id uuid CONSTRAINT posting_tenant_id_not_null NOT NULL,
     term text CONSTRAINT posting_term_not_null NOT NULL,
-    block bigint DEFAULT nextval('rag.posting_block_seq'::regclass) CONSTRAINT posting_block_not_null NOT NULL,
+    audience bigint CONSTRAINT posting_audience_not_null NOT NULL,
+    first_chunk bigint CONSTRAINT posting_first_chunk_not_null NOT NULL,
+    last_chunk bigint CONSTRAINT posting_last_chunk_not_null NOT NULL,
+    postings smallint CONSTRAINT posting_postings_not_null NOT NULL,
+    fresh boolean CONSTRAINT posting_fresh_not_null NOT NULL,
     chunk_ids bigint[] CONSTRAINT posting_chunk_ids_not_null NOT NULL,
-    frequencies integer[] CONSTRAINT posting_frequencies_not_null NOT NULL,
-    lengths integer[] CONSTRAINT posting_lengths_not_null NOT NULL,
-    CONSTRAINT posting_block_shape CHECK (((cardinality(chunk_ids) = cardinality(frequencies)) AND (cardinality(chunk_ids) = cardinality(lengths)))),
-    CONSTRAINT posting_block_size CHECK (((cardinality(chunk_ids) >= 1) AND (cardinality(chunk_ids) <= 128)))
+    frequencies smallint[] CONSTRAINT posting_frequencies_not_null NOT NULL,
+    title_frequencies smallint[] CONSTRAINT posting_title_frequencies_not_null NOT NULL,
+    lengths smallint[] CONSTRAINT posting_lengths_not_null NOT NULL,
+    CONSTRAINT posting_block_shape CHECK (((cardinality(chunk_ids) = postings) AND (cardinality(frequencies) = postings) AND (cardinality(title_frequencies) = postings) AND (cardinality(lengths) = postings) AND (first_chunk = chunk_ids[1]) AND (last_chunk = chunk_ids[postings]))),
+    CONSTRAINT posting_block_size CHECK (((postings >= 1) AND (postings <= 128)))
 );
 
 ALTER TABLE ONLY rag.posting_07 FORCE ROW LEVEL SECURITY;
@@ -1479,12 +3045,17 @@ ALTER TABLE rag.posting_07 OWNER TO bulkhead_owner;
 CREATE TABLE rag.posting_08 (
     tenant_id uuid CONSTRAINT posting_tenant_id_not_null NOT NULL,
     term text CONSTRAINT posting_term_not_null NOT NULL,
-    block bigint DEFAULT nextval('rag.posting_block_seq'::regclass) CONSTRAINT posting_block_not_null NOT NULL,
+    audience bigint CONSTRAINT posting_audience_not_null NOT NULL,
+    first_chunk bigint CONSTRAINT posting_first_chunk_not_null NOT NULL,
+    last_chunk bigint CONSTRAINT posting_last_chunk_not_null NOT NULL,
+    postings smallint CONSTRAINT posting_postings_not_null NOT NULL,
+    fresh boolean CONSTRAINT posting_fresh_not_null NOT NULL,
     chunk_ids bigint[] CONSTRAINT posting_chunk_ids_not_null NOT NULL,
-    frequencies integer[] CONSTRAINT posting_frequencies_not_null NOT NULL,
-    lengths integer[] CONSTRAINT posting_lengths_not_null NOT NULL,
-    CONSTRAINT posting_block_shape CHECK (((cardinality(chunk_ids) = cardinality(frequencies)) AND (cardinality(chunk_ids) = cardinality(lengths)))),
-    CONSTRAINT posting_block_size CHECK (((cardinality(chunk_ids) >= 1) AND (cardinality(chunk_ids) <= 128)))
+    frequencies smallint[] CONSTRAINT posting_frequencies_not_null NOT NULL,
+    title_frequencies smallint[] CONSTRAINT posting_title_frequencies_not_null NOT NULL,
+    lengths smallint[] CONSTRAINT posting_lengths_not_null NOT NULL,
+    CONSTRAINT posting_block_shape CHECK (((cardinality(chunk_ids) = postings) AND (cardinality(frequencies) = postings) AND (cardinality(title_frequencies) = postings) AND (cardinality(lengths) = postings) AND (first_chunk = chunk_ids[1]) AND (last_chunk = chunk_ids[postings]))),
+    CONSTRAINT posting_block_size CHECK (((postings >= 1) AND (postings <= 128)))
 );
 
 ALTER TABLE ONLY rag.posting_08 FORCE ROW LEVEL SECURITY;
@@ -1494,12 +3065,17 @@ ALTER TABLE rag.posting_08 OWNER TO bulkhead_owner;
 CREATE TABLE rag.posting_09 (
     tenant_id uuid CONSTRAINT posting_tenant_id_not_null NOT NULL,
     term text CONSTRAINT posting_term_not_null NOT NULL,
-    block bigint DEFAULT nextval('rag.posting_block_seq'::regclass) CONSTRAINT posting_block_not_null NOT NULL,
+    audience bigint CONSTRAINT posting_audience_not_null NOT NULL,
+    first_chunk bigint CONSTRAINT posting_first_chunk_not_null NOT NULL,
+    last_chunk bigint CONSTRAINT posting_last_chunk_not_null NOT NULL,
+    postings smallint CONSTRAINT posting_postings_not_null NOT NULL,
+    fresh boolean CONSTRAINT posting_fresh_not_null NOT NULL,
     chunk_ids bigint[] CONSTRAINT posting_chunk_ids_not_null NOT NULL,
-    frequencies integer[] CONSTRAINT posting_frequencies_not_null NOT NULL,
-    lengths integer[] CONSTRAINT posting_lengths_not_null NOT NULL,
-    CONSTRAINT posting_block_shape CHECK (((cardinality(chunk_ids) = cardinality(frequencies)) AND (cardinality(chunk_ids) = cardinality(lengths)))),
-    CONSTRAINT posting_block_size CHECK (((cardinality(chunk_ids) >= 1) AND (cardinality(chunk_ids) <= 128)))
+    frequencies smallint[] CONSTRAINT posting_frequencies_not_null NOT NULL,
+    title_frequencies smallint[] CONSTRAINT posting_title_frequencies_not_null NOT NULL,
+    lengths smallint[] CONSTRAINT posting_lengths_not_null NOT NULL,
+    CONSTRAINT posting_block_shape CHECK (((cardinality(chunk_ids) = postings) AND (cardinality(frequencies) = postings) AND (cardinality(title_frequencies) = postings) AND (cardinality(lengths) = postings) AND (first_chunk = chunk_ids[1]) AND (last_chunk = chunk_ids[postings]))),
+    CONSTRAINT posting_block_size CHECK (((postings >= 1) AND (postings <= 128)))
 );
 
 ALTER TABLE ONLY rag.posting_09 FORCE ROW LEVEL SECURITY;
@@ -1509,12 +3085,17 @@ ALTER TABLE rag.posting_09 OWNER TO bulkhead_owner;
 CREATE TABLE rag.posting_10 (
     tenant_id uuid CONSTRAINT posting_tenant_id_not_null NOT NULL,
     term text CONSTRAINT posting_term_not_null NOT NULL,
-    block bigint DEFAULT nextval('rag.posting_block_seq'::regclass) CONSTRAINT posting_block_not_null NOT NULL,
+    audience bigint CONSTRAINT posting_audience_not_null NOT NULL,
+    first_chunk bigint CONSTRAINT posting_first_chunk_not_null NOT NULL,
+    last_chunk bigint CONSTRAINT posting_last_chunk_not_null NOT NULL,
+    postings smallint CONSTRAINT posting_postings_not_null NOT NULL,
+    fresh boolean CONSTRAINT posting_fresh_not_null NOT NULL,
     chunk_ids bigint[] CONSTRAINT posting_chunk_ids_not_null NOT NULL,
-    frequencies integer[] CONSTRAINT posting_frequencies_not_null NOT NULL,
-    lengths integer[] CONSTRAINT posting_lengths_not_null NOT NULL,
-    CONSTRAINT posting_block_shape CHECK (((cardinality(chunk_ids) = cardinality(frequencies)) AND (cardinality(chunk_ids) = cardinality(lengths)))),
-    CONSTRAINT posting_block_size CHECK (((cardinality(chunk_ids) >= 1) AND (cardinality(chunk_ids) <= 128)))
+    frequencies smallint[] CONSTRAINT posting_frequencies_not_null NOT NULL,
+    title_frequencies smallint[] CONSTRAINT posting_title_frequencies_not_null NOT NULL,
+    lengths smallint[] CONSTRAINT posting_lengths_not_null NOT NULL,
+    CONSTRAINT posting_block_shape CHECK (((cardinality(chunk_ids) = postings) AND (cardinality(frequencies) = postings) AND (cardinality(title_frequencies) = postings) AND (cardinality(lengths) = postings) AND (first_chunk = chunk_ids[1]) AND (last_chunk = chunk_ids[postings]))),
+    CONSTRAINT posting_block_size CHECK (((postings >= 1) AND (postings <= 128)))
 );
 
 ALTER TABLE ONLY rag.posting_10 FORCE ROW LEVEL SECURITY;
@@ -1524,12 +3105,17 @@ ALTER TABLE rag.posting_10 OWNER TO bulkhead_owner;
 CREATE TABLE rag.posting_11 (
     tenant_id uuid CONSTRAINT posting_tenant_id_not_null NOT NULL,
     term text CONSTRAINT posting_term_not_null NOT NULL,
-    block bigint DEFAULT nextval('rag.posting_block_seq'::regclass) CONSTRAINT posting_block_not_null NOT NULL,
+    audience bigint CONSTRAINT posting_audience_not_null NOT NULL,
+    first_chunk bigint CONSTRAINT posting_first_chunk_not_null NOT NULL,
+    last_chunk bigint CONSTRAINT posting_last_chunk_not_null NOT NULL,
+    postings smallint CONSTRAINT posting_postings_not_null NOT NULL,
+    fresh boolean CONSTRAINT posting_fresh_not_null NOT NULL,
     chunk_ids bigint[] CONSTRAINT posting_chunk_ids_not_null NOT NULL,
-    frequencies integer[] CONSTRAINT posting_frequencies_not_null NOT NULL,
-    lengths integer[] CONSTRAINT posting_lengths_not_null NOT NULL,
-    CONSTRAINT posting_block_shape CHECK (((cardinality(chunk_ids) = cardinality(frequencies)) AND (cardinality(chunk_ids) = cardinality(lengths)))),
-    CONSTRAINT posting_block_size CHECK (((cardinality(chunk_ids) >= 1) AND (cardinality(chunk_ids) <= 128)))
+    frequencies smallint[] CONSTRAINT posting_frequencies_not_null NOT NULL,
+    title_frequencies smallint[] CONSTRAINT posting_title_frequencies_not_null NOT NULL,
+    lengths smallint[] CONSTRAINT posting_lengths_not_null NOT NULL,
+    CONSTRAINT posting_block_shape CHECK (((cardinality(chunk_ids) = postings) AND (cardinality(frequencies) = postings) AND (cardinality(title_frequencies) = postings) AND (cardinality(lengths) = postings) AND (first_chunk = chunk_ids[1]) AND (last_chunk = chunk_ids[postings]))),
+    CONSTRAINT posting_block_size CHECK (((postings >= 1) AND (postings <= 128)))
 );
 
 ALTER TABLE ONLY rag.posting_11 FORCE ROW LEVEL SECURITY;
@@ -1539,12 +3125,17 @@ ALTER TABLE rag.posting_11 OWNER TO bulkhead_owner;
 CREATE TABLE rag.posting_12 (
     tenant_id uuid CONSTRAINT posting_tenant_id_not_null NOT NULL,
     term text CONSTRAINT posting_term_not_null NOT NULL,
-    block bigint DEFAULT nextval('rag.posting_block_seq'::regclass) CONSTRAINT posting_block_not_null NOT NULL,
+    audience bigint CONSTRAINT posting_audience_not_null NOT NULL,
+    first_chunk bigint CONSTRAINT posting_first_chunk_not_null NOT NULL,
+    last_chunk bigint CONSTRAINT posting_last_chunk_not_null NOT NULL,
+    postings smallint CONSTRAINT posting_postings_not_null NOT NULL,
+    fresh boolean CONSTRAINT posting_fresh_not_null NOT NULL,
     chunk_ids bigint[] CONSTRAINT posting_chunk_ids_not_null NOT NULL,
-    frequencies integer[] CONSTRAINT posting_frequencies_not_null NOT NULL,
-    lengths integer[] CONSTRAINT posting_lengths_not_null NOT NULL,
-    CONSTRAINT posting_block_shape CHECK (((cardinality(chunk_ids) = cardinality(frequencies)) AND (cardinality(chunk_ids) = cardinality(lengths)))),
-    CONSTRAINT posting_block_size CHECK (((cardinality(chunk_ids) >= 1) AND (cardinality(chunk_ids) <= 128)))
+    frequencies smallint[] CONSTRAINT posting_frequencies_not_null NOT NULL,
+    title_frequencies smallint[] CONSTRAINT posting_title_frequencies_not_null NOT NULL,
+    lengths smallint[] CONSTRAINT posting_lengths_not_null NOT NULL,
+    CONSTRAINT posting_block_shape CHECK (((cardinality(chunk_ids) = postings) AND (cardinality(frequencies) = postings) AND (cardinality(title_frequencies) = postings) AND (cardinality(lengths) = postings) AND (first_chunk = chunk_ids[1]) AND (last_chunk = chunk_ids[postings]))),
+    CONSTRAINT posting_block_size CHECK (((postings >= 1) AND (postings <= 128)))
 );
 
 ALTER TABLE ONLY rag.posting_12 FORCE ROW LEVEL SECURITY;
@@ -1554,12 +3145,17 @@ ALTER TABLE rag.posting_12 OWNER TO bulkhead_owner;
 CREATE TABLE rag.posting_13 (
     tenant_id uuid CONSTRAINT posting_tenant_id_not_null NOT NULL,
     term text CONSTRAINT posting_term_not_null NOT NULL,
-    block bigint DEFAULT nextval('rag.posting_block_seq'::regclass) CONSTRAINT posting_block_not_null NOT NULL,
+    audience bigint CONSTRAINT posting_audience_not_null NOT NULL,
+    first_chunk bigint CONSTRAINT posting_first_chunk_not_null NOT NULL,
+    last_chunk bigint CONSTRAINT posting_last_chunk_not_null NOT NULL,
+    postings smallint CONSTRAINT posting_postings_not_null NOT NULL,
+    fresh boolean CONSTRAINT posting_fresh_not_null NOT NULL,
     chunk_ids bigint[] CONSTRAINT posting_chunk_ids_not_null NOT NULL,
-    frequencies integer[] CONSTRAINT posting_frequencies_not_null NOT NULL,
-    lengths integer[] CONSTRAINT posting_lengths_not_null NOT NULL,
-    CONSTRAINT posting_block_shape CHECK (((cardinality(chunk_ids) = cardinality(frequencies)) AND (cardinality(chunk_ids) = cardinality(lengths)))),
-    CONSTRAINT posting_block_size CHECK (((cardinality(chunk_ids) >= 1) AND (cardinality(chunk_ids) <= 128)))
+    frequencies smallint[] CONSTRAINT posting_frequencies_not_null NOT NULL,
+    title_frequencies smallint[] CONSTRAINT posting_title_frequencies_not_null NOT NULL,
+    lengths smallint[] CONSTRAINT posting_lengths_not_null NOT NULL,
+    CONSTRAINT posting_block_shape CHECK (((cardinality(chunk_ids) = postings) AND (cardinality(frequencies) = postings) AND (cardinality(title_frequencies) = postings) AND (cardinality(lengths) = postings) AND (first_chunk = chunk_ids[1]) AND (last_chunk = chunk_ids[postings]))),
+    CONSTRAINT posting_block_size CHECK (((postings >= 1) AND (postings <= 128)))
 );
 
 ALTER TABLE ONLY rag.posting_13 FORCE ROW LEVEL SECURITY;
@@ -1569,12 +3165,17 @@ ALTER TABLE rag.posting_13 OWNER TO bulkhead_owner;
 CREATE TABLE rag.posting_14 (
     tenant_id uuid CONSTRAINT posting_tenant_id_not_null NOT NULL,
     term text CONSTRAINT posting_term_not_null NOT NULL,
-    block bigint DEFAULT nextval('rag.posting_block_seq'::regclass) CONSTRAINT posting_block_not_null NOT NULL,
+    audience bigint CONSTRAINT posting_audience_not_null NOT NULL,
+    first_chunk bigint CONSTRAINT posting_first_chunk_not_null NOT NULL,
+    last_chunk bigint CONSTRAINT posting_last_chunk_not_null NOT NULL,
+    postings smallint CONSTRAINT posting_postings_not_null NOT NULL,
+    fresh boolean CONSTRAINT posting_fresh_not_null NOT NULL,
     chunk_ids bigint[] CONSTRAINT posting_chunk_ids_not_null NOT NULL,
-    frequencies integer[] CONSTRAINT posting_frequencies_not_null NOT NULL,
-    lengths integer[] CONSTRAINT posting_lengths_not_null NOT NULL,
-    CONSTRAINT posting_block_shape CHECK (((cardinality(chunk_ids) = cardinality(frequencies)) AND (cardinality(chunk_ids) = cardinality(lengths)))),
-    CONSTRAINT posting_block_size CHECK (((cardinality(chunk_ids) >= 1) AND (cardinality(chunk_ids) <= 128)))
+    frequencies smallint[] CONSTRAINT posting_frequencies_not_null NOT NULL,
+    title_frequencies smallint[] CONSTRAINT posting_title_frequencies_not_null NOT NULL,
+    lengths smallint[] CONSTRAINT posting_lengths_not_null NOT NULL,
+    CONSTRAINT posting_block_shape CHECK (((cardinality(chunk_ids) = postings) AND (cardinality(frequencies) = postings) AND (cardinality(title_frequencies) = postings) AND (cardinality(lengths) = postings) AND (first_chunk = chunk_ids[1]) AND (last_chunk = chunk_ids[postings]))),
+    CONSTRAINT posting_block_size CHECK (((postings >= 1) AND (postings <= 128)))
 );
 
 ALTER TABLE ONLY rag.posting_14 FORCE ROW LEVEL SECURITY;
@@ -1584,17 +3185,45 @@ ALTER TABLE rag.posting_14 OWNER TO bulkhead_owner;
 CREATE TABLE rag.posting_15 (
     tenant_id uuid CONSTRAINT posting_tenant_id_not_null NOT NULL,
     term text CONSTRAINT posting_term_not_null NOT NULL,
-    block bigint DEFAULT nextval('rag.posting_block_seq'::regclass) CONSTRAINT posting_block_not_null NOT NULL,
+    audience bigint CONSTRAINT posting_audience_not_null NOT NULL,
+    first_chunk bigint CONSTRAINT posting_first_chunk_not_null NOT NULL,
+    last_chunk bigint CONSTRAINT posting_last_chunk_not_null NOT NULL,
+    postings smallint CONSTRAINT posting_postings_not_null NOT NULL,
+    fresh boolean CONSTRAINT posting_fresh_not_null NOT NULL,
     chunk_ids bigint[] CONSTRAINT posting_chunk_ids_not_null NOT NULL,
-    frequencies integer[] CONSTRAINT posting_frequencies_not_null NOT NULL,
-    lengths integer[] CONSTRAINT posting_lengths_not_null NOT NULL,
-    CONSTRAINT posting_block_shape CHECK (((cardinality(chunk_ids) = cardinality(frequencies)) AND (cardinality(chunk_ids) = cardinality(lengths)))),
-    CONSTRAINT posting_block_size CHECK (((cardinality(chunk_ids) >= 1) AND (cardinality(chunk_ids) <= 128)))
+    frequencies smallint[] CONSTRAINT posting_frequencies_not_null NOT NULL,
+    title_frequencies smallint[] CONSTRAINT posting_title_frequencies_not_null NOT NULL,
+    lengths smallint[] CONSTRAINT posting_lengths_not_null NOT NULL,
+    CONSTRAINT posting_block_shape CHECK (((cardinality(chunk_ids) = postings) AND (cardinality(frequencies) = postings) AND (cardinality(title_frequencies) = postings) AND (cardinality(lengths) = postings) AND (first_chunk = chunk_ids[1]) AND (last_chunk = chunk_ids[postings]))),
+    CONSTRAINT posting_block_size CHECK (((postings >= 1) AND (postings <= 128)))
 );
 
 ALTER TABLE ONLY rag.posting_15 FORCE ROW LEVEL SECURITY;
 
 ALTER TABLE rag.posting_15 OWNER TO bulkhead_owner;
+
+CREATE TABLE rag.spelling (
+    tenant_id uuid NOT NULL,
+    audience bigint NOT NULL,
+    variant text NOT NULL,
+    term text NOT NULL
+);
+
+ALTER TABLE ONLY rag.spelling FORCE ROW LEVEL SECURITY;
+
+ALTER TABLE rag.spelling OWNER TO bulkhead_owner;
+
+CREATE TABLE rag.sweep (
+    tenant_id uuid NOT NULL,
+    ordinals bigint[] NOT NULL,
+    term text NOT NULL,
+    audience bigint NOT NULL,
+    first_chunk bigint NOT NULL
+);
+
+ALTER TABLE ONLY rag.sweep FORCE ROW LEVEL SECURITY;
+
+ALTER TABLE rag.sweep OWNER TO bulkhead_owner;
 
 CREATE TABLE rag.task (
     tenant_id uuid NOT NULL,
@@ -1636,28 +3265,40 @@ ALTER TABLE ONLY rag.task_event FORCE ROW LEVEL SECURITY;
 
 ALTER TABLE rag.task_event OWNER TO bulkhead_owner;
 
-CREATE TABLE rag.tenant (
+CREATE TABLE rag.term (
     tenant_id uuid NOT NULL,
-    name text NOT NULL,
-    tier text DEFAULT 'free'::text NOT NULL,
-    language regconfig DEFAULT 'english'::regconfig NOT NULL,
-    created_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
-    CONSTRAINT tenant_name_form CHECK ((name ~ '^[a-z0-9][a-z0-9-]{0,62}$'::text)),
-    CONSTRAINT tenant_tier_known CHECK ((tier = ANY (ARRAY['free'::text, 'pro'::text, 'enterprise'::text])))
+    audience bigint NOT NULL,
+    term text NOT NULL,
+    df integer NOT NULL
 );
 
-ALTER TABLE ONLY rag.tenant FORCE ROW LEVEL SECURITY;
+ALTER TABLE ONLY rag.term FORCE ROW LEVEL SECURITY;
 
-ALTER TABLE rag.tenant OWNER TO bulkhead_owner;
+ALTER TABLE rag.term OWNER TO bulkhead_owner;
 
 CREATE TABLE rag.tombstone (
     tenant_id uuid NOT NULL,
-    chunk_id bigint NOT NULL
+    ordinal bigint NOT NULL,
+    chunks integer DEFAULT 0 NOT NULL,
+    buried_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL
 );
 
 ALTER TABLE ONLY rag.tombstone FORCE ROW LEVEL SECURITY;
 
 ALTER TABLE rag.tombstone OWNER TO bulkhead_owner;
+
+CREATE TABLE rag.vector_index (
+    tenant_id uuid NOT NULL,
+    model_id smallint NOT NULL,
+    index_name text NOT NULL,
+    ready boolean DEFAULT false NOT NULL,
+    built_chunks bigint,
+    built_at timestamp with time zone
+);
+
+ALTER TABLE ONLY rag.vector_index FORCE ROW LEVEL SECURITY;
+
+ALTER TABLE rag.vector_index OWNER TO bulkhead_owner;
 
 CREATE TABLE seal.key (
     kid text NOT NULL,
@@ -1796,11 +3437,23 @@ ALTER TABLE ONLY migration.applied
 ALTER TABLE ONLY queue.embedding
     ADD CONSTRAINT embedding_pkey PRIMARY KEY (tenant_id, document_id);
 
+ALTER TABLE ONLY queue.model_switch
+    ADD CONSTRAINT model_switch_pkey PRIMARY KEY (tenant_id);
+
 ALTER TABLE ONLY queue.run
     ADD CONSTRAINT run_fence UNIQUE (task_id, fence);
 
 ALTER TABLE ONLY queue.run
     ADD CONSTRAINT run_pkey PRIMARY KEY (task_id);
+
+ALTER TABLE ONLY queue.upkeep
+    ADD CONSTRAINT upkeep_pkey PRIMARY KEY (tenant_id);
+
+ALTER TABLE ONLY queue.write
+    ADD CONSTRAINT write_pkey PRIMARY KEY (tenant_id, written_at, entry);
+
+ALTER TABLE ONLY rag.audience
+    ADD CONSTRAINT audience_pkey PRIMARY KEY (tenant_id, audience);
 
 ALTER TABLE ONLY rag.chunk
     ADD CONSTRAINT chunk_pkey PRIMARY KEY (tenant_id, chunk_id);
@@ -1855,6 +3508,9 @@ ALTER TABLE ONLY rag.chunk_15
 
 ALTER TABLE ONLY rag.corpus_change
     ADD CONSTRAINT corpus_change_pkey PRIMARY KEY (tenant_id, change_id);
+
+ALTER TABLE ONLY rag.document
+    ADD CONSTRAINT document_ordinal_unique UNIQUE (tenant_id, ordinal);
 
 ALTER TABLE ONLY rag.document
     ADD CONSTRAINT document_pkey PRIMARY KEY (tenant_id, document_id);
@@ -1920,55 +3576,61 @@ ALTER TABLE ONLY rag.embedding_model
     ADD CONSTRAINT embedding_model_unique UNIQUE (name, dimension);
 
 ALTER TABLE ONLY rag.posting
-    ADD CONSTRAINT posting_pkey PRIMARY KEY (tenant_id, term, block);
+    ADD CONSTRAINT posting_pkey PRIMARY KEY (tenant_id, term, audience, first_chunk) INCLUDE (last_chunk, postings);
 
 ALTER TABLE ONLY rag.posting_00
-    ADD CONSTRAINT posting_00_pkey PRIMARY KEY (tenant_id, term, block);
+    ADD CONSTRAINT posting_00_pkey PRIMARY KEY (tenant_id, term, audience, first_chunk) INCLUDE (last_chunk, postings);
 
 ALTER TABLE ONLY rag.posting_01
-    ADD CONSTRAINT posting_01_pkey PRIMARY KEY (tenant_id, term, block);
+    ADD CONSTRAINT posting_01_pkey PRIMARY KEY (tenant_id, term, audience, first_chunk) INCLUDE (last_chunk, postings);
 
 ALTER TABLE ONLY rag.posting_02
-    ADD CONSTRAINT posting_02_pkey PRIMARY KEY (tenant_id, term, block);
+    ADD CONSTRAINT posting_02_pkey PRIMARY KEY (tenant_id, term, audience, first_chunk) INCLUDE (last_chunk, postings);
 
 ALTER TABLE ONLY rag.posting_03
-    ADD CONSTRAINT posting_03_pkey PRIMARY KEY (tenant_id, term, block);
+    ADD CONSTRAINT posting_03_pkey PRIMARY KEY (tenant_id, term, audience, first_chunk) INCLUDE (last_chunk, postings);
 
 ALTER TABLE ONLY rag.posting_04
-    ADD CONSTRAINT posting_04_pkey PRIMARY KEY (tenant_id, term, block);
+    ADD CONSTRAINT posting_04_pkey PRIMARY KEY (tenant_id, term, audience, first_chunk) INCLUDE (last_chunk, postings);
 
 ALTER TABLE ONLY rag.posting_05
-    ADD CONSTRAINT posting_05_pkey PRIMARY KEY (tenant_id, term, block);
+    ADD CONSTRAINT posting_05_pkey PRIMARY KEY (tenant_id, term, audience, first_chunk) INCLUDE (last_chunk, postings);
 
 ALTER TABLE ONLY rag.posting_06
-    ADD CONSTRAINT posting_06_pkey PRIMARY KEY (tenant_id, term, block);
+    ADD CONSTRAINT posting_06_pkey PRIMARY KEY (tenant_id, term, audience, first_chunk) INCLUDE (last_chunk, postings);
 
 ALTER TABLE ONLY rag.posting_07
-    ADD CONSTRAINT posting_07_pkey PRIMARY KEY (tenant_id, term, block);
+    ADD CONSTRAINT posting_07_pkey PRIMARY KEY (tenant_id, term, audience, first_chunk) INCLUDE (last_chunk, postings);
 
 ALTER TABLE ONLY rag.posting_08
-    ADD CONSTRAINT posting_08_pkey PRIMARY KEY (tenant_id, term, block);
+    ADD CONSTRAINT posting_08_pkey PRIMARY KEY (tenant_id, term, audience, first_chunk) INCLUDE (last_chunk, postings);
 
 ALTER TABLE ONLY rag.posting_09
-    ADD CONSTRAINT posting_09_pkey PRIMARY KEY (tenant_id, term, block);
+    ADD CONSTRAINT posting_09_pkey PRIMARY KEY (tenant_id, term, audience, first_chunk) INCLUDE (last_chunk, postings);
 
 ALTER TABLE ONLY rag.posting_10
-    ADD CONSTRAINT posting_10_pkey PRIMARY KEY (tenant_id, term, block);
+    ADD CONSTRAINT posting_10_pkey PRIMARY KEY (tenant_id, term, audience, first_chunk) INCLUDE (last_chunk, postings);
 
 ALTER TABLE ONLY rag.posting_11
-    ADD CONSTRAINT posting_11_pkey PRIMARY KEY (tenant_id, term, block);
+    ADD CONSTRAINT posting_11_pkey PRIMARY KEY (tenant_id, term, audience, first_chunk) INCLUDE (last_chunk, postings);
 
 ALTER TABLE ONLY rag.posting_12
-    ADD CONSTRAINT posting_12_pkey PRIMARY KEY (tenant_id, term, block);
+    ADD CONSTRAINT posting_12_pkey PRIMARY KEY (tenant_id, term, audience, first_chunk) INCLUDE (last_chunk, postings);
 
 ALTER TABLE ONLY rag.posting_13
-    ADD CONSTRAINT posting_13_pkey PRIMARY KEY (tenant_id, term, block);
+    ADD CONSTRAINT posting_13_pkey PRIMARY KEY (tenant_id, term, audience, first_chunk) INCLUDE (last_chunk, postings);
 
 ALTER TABLE ONLY rag.posting_14
-    ADD CONSTRAINT posting_14_pkey PRIMARY KEY (tenant_id, term, block);
+    ADD CONSTRAINT posting_14_pkey PRIMARY KEY (tenant_id, term, audience, first_chunk) INCLUDE (last_chunk, postings);
 
 ALTER TABLE ONLY rag.posting_15
-    ADD CONSTRAINT posting_15_pkey PRIMARY KEY (tenant_id, term, block);
+    ADD CONSTRAINT posting_15_pkey PRIMARY KEY (tenant_id, term, audience, first_chunk) INCLUDE (last_chunk, postings);
+
+ALTER TABLE ONLY rag.spelling
+    ADD CONSTRAINT spelling_pkey PRIMARY KEY (tenant_id, audience, variant, term);
+
+ALTER TABLE ONLY rag.sweep
+    ADD CONSTRAINT sweep_pkey PRIMARY KEY (tenant_id);
 
 ALTER TABLE ONLY rag.task_event
     ADD CONSTRAINT task_event_key UNIQUE (tenant_id, task_id, key);
@@ -1985,8 +3647,14 @@ ALTER TABLE ONLY rag.tenant
 ALTER TABLE ONLY rag.tenant
     ADD CONSTRAINT tenant_pkey PRIMARY KEY (tenant_id);
 
+ALTER TABLE ONLY rag.term
+    ADD CONSTRAINT term_pkey PRIMARY KEY (tenant_id, audience, term);
+
 ALTER TABLE ONLY rag.tombstone
-    ADD CONSTRAINT tombstone_pkey PRIMARY KEY (tenant_id, chunk_id);
+    ADD CONSTRAINT tombstone_pkey PRIMARY KEY (tenant_id, ordinal);
+
+ALTER TABLE ONLY rag.vector_index
+    ADD CONSTRAINT vector_index_pkey PRIMARY KEY (tenant_id, model_id);
 
 ALTER TABLE ONLY seal.key
     ADD CONSTRAINT key_pkey PRIMARY KEY (kid);
@@ -1995,6 +3663,8 @@ ALTER TABLE ONLY seal.revocation
     ADD CONSTRAINT revocation_pkey PRIMARY KEY (tenant_id, kind, subject);
 
 CREATE INDEX embedding_by_time ON queue.embedding USING btree (available_at);
+
+CREATE INDEX model_switch_by_time ON queue.model_switch USING btree (available_at);
 
 CREATE INDEX run_by_time ON queue.run USING btree (enqueued_at);
 
@@ -2065,6 +3735,40 @@ CREATE INDEX embedding_13_tenant_id_chunk_id_idx ON rag.embedding_13 USING btree
 CREATE INDEX embedding_14_tenant_id_chunk_id_idx ON rag.embedding_14 USING btree (tenant_id, chunk_id);
 
 CREATE INDEX embedding_15_tenant_id_chunk_id_idx ON rag.embedding_15 USING btree (tenant_id, chunk_id);
+
+CREATE INDEX posting_fresh ON ONLY rag.posting USING btree (tenant_id, audience, term) WHERE fresh;
+
+CREATE INDEX posting_00_tenant_id_audience_term_idx ON rag.posting_00 USING btree (tenant_id, audience, term) WHERE fresh;
+
+CREATE INDEX posting_01_tenant_id_audience_term_idx ON rag.posting_01 USING btree (tenant_id, audience, term) WHERE fresh;
+
+CREATE INDEX posting_02_tenant_id_audience_term_idx ON rag.posting_02 USING btree (tenant_id, audience, term) WHERE fresh;
+
+CREATE INDEX posting_03_tenant_id_audience_term_idx ON rag.posting_03 USING btree (tenant_id, audience, term) WHERE fresh;
+
+CREATE INDEX posting_04_tenant_id_audience_term_idx ON rag.posting_04 USING btree (tenant_id, audience, term) WHERE fresh;
+
+CREATE INDEX posting_05_tenant_id_audience_term_idx ON rag.posting_05 USING btree (tenant_id, audience, term) WHERE fresh;
+
+CREATE INDEX posting_06_tenant_id_audience_term_idx ON rag.posting_06 USING btree (tenant_id, audience, term) WHERE fresh;
+
+CREATE INDEX posting_07_tenant_id_audience_term_idx ON rag.posting_07 USING btree (tenant_id, audience, term) WHERE fresh;
+
+CREATE INDEX posting_08_tenant_id_audience_term_idx ON rag.posting_08 USING btree (tenant_id, audience, term) WHERE fresh;
+
+CREATE INDEX posting_09_tenant_id_audience_term_idx ON rag.posting_09 USING btree (tenant_id, audience, term) WHERE fresh;
+
+CREATE INDEX posting_10_tenant_id_audience_term_idx ON rag.posting_10 USING btree (tenant_id, audience, term) WHERE fresh;
+
+CREATE INDEX posting_11_tenant_id_audience_term_idx ON rag.posting_11 USING btree (tenant_id, audience, term) WHERE fresh;
+
+CREATE INDEX posting_12_tenant_id_audience_term_idx ON rag.posting_12 USING btree (tenant_id, audience, term) WHERE fresh;
+
+CREATE INDEX posting_13_tenant_id_audience_term_idx ON rag.posting_13 USING btree (tenant_id, audience, term) WHERE fresh;
+
+CREATE INDEX posting_14_tenant_id_audience_term_idx ON rag.posting_14 USING btree (tenant_id, audience, term) WHERE fresh;
+
+CREATE INDEX posting_15_tenant_id_audience_term_idx ON rag.posting_15 USING btree (tenant_id, audience, term) WHERE fresh;
 
 CREATE INDEX task_by_context ON rag.task USING btree (tenant_id, context_id, updated_at DESC, task_id DESC);
 
@@ -2202,35 +3906,69 @@ ALTER INDEX rag.embedding_by_chunk ATTACH PARTITION rag.embedding_15_tenant_id_c
 
 ALTER INDEX rag.posting_pkey ATTACH PARTITION rag.posting_00_pkey;
 
+ALTER INDEX rag.posting_fresh ATTACH PARTITION rag.posting_00_tenant_id_audience_term_idx;
+
 ALTER INDEX rag.posting_pkey ATTACH PARTITION rag.posting_01_pkey;
+
+ALTER INDEX rag.posting_fresh ATTACH PARTITION rag.posting_01_tenant_id_audience_term_idx;
 
 ALTER INDEX rag.posting_pkey ATTACH PARTITION rag.posting_02_pkey;
 
+ALTER INDEX rag.posting_fresh ATTACH PARTITION rag.posting_02_tenant_id_audience_term_idx;
+
 ALTER INDEX rag.posting_pkey ATTACH PARTITION rag.posting_03_pkey;
+
+ALTER INDEX rag.posting_fresh ATTACH PARTITION rag.posting_03_tenant_id_audience_term_idx;
 
 ALTER INDEX rag.posting_pkey ATTACH PARTITION rag.posting_04_pkey;
 
+ALTER INDEX rag.posting_fresh ATTACH PARTITION rag.posting_04_tenant_id_audience_term_idx;
+
 ALTER INDEX rag.posting_pkey ATTACH PARTITION rag.posting_05_pkey;
+
+ALTER INDEX rag.posting_fresh ATTACH PARTITION rag.posting_05_tenant_id_audience_term_idx;
 
 ALTER INDEX rag.posting_pkey ATTACH PARTITION rag.posting_06_pkey;
 
+ALTER INDEX rag.posting_fresh ATTACH PARTITION rag.posting_06_tenant_id_audience_term_idx;
+
 ALTER INDEX rag.posting_pkey ATTACH PARTITION rag.posting_07_pkey;
+
+ALTER INDEX rag.posting_fresh ATTACH PARTITION rag.posting_07_tenant_id_audience_term_idx;
 
 ALTER INDEX rag.posting_pkey ATTACH PARTITION rag.posting_08_pkey;
 
+ALTER INDEX rag.posting_fresh ATTACH PARTITION rag.posting_08_tenant_id_audience_term_idx;
+
 ALTER INDEX rag.posting_pkey ATTACH PARTITION rag.posting_09_pkey;
+
+ALTER INDEX rag.posting_fresh ATTACH PARTITION rag.posting_09_tenant_id_audience_term_idx;
 
 ALTER INDEX rag.posting_pkey ATTACH PARTITION rag.posting_10_pkey;
 
+ALTER INDEX rag.posting_fresh ATTACH PARTITION rag.posting_10_tenant_id_audience_term_idx;
+
 ALTER INDEX rag.posting_pkey ATTACH PARTITION rag.posting_11_pkey;
+
+ALTER INDEX rag.posting_fresh ATTACH PARTITION rag.posting_11_tenant_id_audience_term_idx;
 
 ALTER INDEX rag.posting_pkey ATTACH PARTITION rag.posting_12_pkey;
 
+ALTER INDEX rag.posting_fresh ATTACH PARTITION rag.posting_12_tenant_id_audience_term_idx;
+
 ALTER INDEX rag.posting_pkey ATTACH PARTITION rag.posting_13_pkey;
+
+ALTER INDEX rag.posting_fresh ATTACH PARTITION rag.posting_13_tenant_id_audience_term_idx;
 
 ALTER INDEX rag.posting_pkey ATTACH PARTITION rag.posting_14_pkey;
 
+ALTER INDEX rag.posting_fresh ATTACH PARTITION rag.posting_14_tenant_id_audience_term_idx;
+
 ALTER INDEX rag.posting_pkey ATTACH PARTITION rag.posting_15_pkey;
+
+ALTER INDEX rag.posting_fresh ATTACH PARTITION rag.posting_15_tenant_id_audience_term_idx;
+
+CREATE TRIGGER corpus_change_noted AFTER INSERT ON rag.corpus_change FOR EACH STATEMENT EXECUTE FUNCTION queue.note_write_v1();
 
 ALTER TABLE ONLY checkpoint.checkpoint_blobs
     ADD CONSTRAINT checkpoint_blobs_tenant_id_fkey FOREIGN KEY (tenant_id) REFERENCES rag.tenant(tenant_id);
@@ -2240,6 +3978,9 @@ ALTER TABLE ONLY checkpoint.checkpoint_writes
 
 ALTER TABLE ONLY checkpoint.checkpoints
     ADD CONSTRAINT checkpoints_tenant_id_fkey FOREIGN KEY (tenant_id) REFERENCES rag.tenant(tenant_id);
+
+ALTER TABLE ONLY rag.audience
+    ADD CONSTRAINT audience_tenant_id_fkey FOREIGN KEY (tenant_id) REFERENCES rag.tenant(tenant_id);
 
 ALTER TABLE rag.chunk
     ADD CONSTRAINT chunk_document FOREIGN KEY (tenant_id, document_id) REFERENCES rag.document(tenant_id, document_id) ON DELETE CASCADE;
@@ -2259,14 +4000,35 @@ ALTER TABLE rag.embedding
 ALTER TABLE rag.posting
     ADD CONSTRAINT posting_tenant_id_fkey FOREIGN KEY (tenant_id) REFERENCES rag.tenant(tenant_id);
 
+ALTER TABLE ONLY rag.spelling
+    ADD CONSTRAINT spelling_tenant_id_fkey FOREIGN KEY (tenant_id) REFERENCES rag.tenant(tenant_id);
+
+ALTER TABLE ONLY rag.sweep
+    ADD CONSTRAINT sweep_tenant_id_fkey FOREIGN KEY (tenant_id) REFERENCES rag.tenant(tenant_id);
+
 ALTER TABLE ONLY rag.task_event
     ADD CONSTRAINT task_event_task FOREIGN KEY (tenant_id, task_id) REFERENCES rag.task(tenant_id, task_id);
 
 ALTER TABLE ONLY rag.task
     ADD CONSTRAINT task_tenant_id_fkey FOREIGN KEY (tenant_id) REFERENCES rag.tenant(tenant_id);
 
+ALTER TABLE ONLY rag.tenant
+    ADD CONSTRAINT tenant_model_id_fkey FOREIGN KEY (model_id) REFERENCES rag.embedding_model(model_id);
+
+ALTER TABLE ONLY rag.tenant
+    ADD CONSTRAINT tenant_next_model_id_fkey FOREIGN KEY (next_model_id) REFERENCES rag.embedding_model(model_id);
+
+ALTER TABLE ONLY rag.term
+    ADD CONSTRAINT term_tenant_id_fkey FOREIGN KEY (tenant_id) REFERENCES rag.tenant(tenant_id);
+
 ALTER TABLE ONLY rag.tombstone
     ADD CONSTRAINT tombstone_tenant_id_fkey FOREIGN KEY (tenant_id) REFERENCES rag.tenant(tenant_id);
+
+ALTER TABLE ONLY rag.vector_index
+    ADD CONSTRAINT vector_index_model_id_fkey FOREIGN KEY (model_id) REFERENCES rag.embedding_model(model_id);
+
+ALTER TABLE ONLY rag.vector_index
+    ADD CONSTRAINT vector_index_tenant_id_fkey FOREIGN KEY (tenant_id) REFERENCES rag.tenant(tenant_id);
 
 ALTER TABLE ONLY seal.revocation
     ADD CONSTRAINT revocation_tenant_id_fkey FOREIGN KEY (tenant_id) REFERENCES rag.tenant(tenant_id);
@@ -2282,6 +4044,10 @@ CREATE POLICY tenant_isolation ON checkpoint.checkpoint_blobs TO bulkhead_app US
 CREATE POLICY tenant_isolation ON checkpoint.checkpoint_writes TO bulkhead_app USING ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant))) WITH CHECK ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)));
 
 CREATE POLICY tenant_isolation ON checkpoint.checkpoints TO bulkhead_app USING ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant))) WITH CHECK ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)));
+
+ALTER TABLE rag.audience ENABLE ROW LEVEL SECURITY;
+
+CREATE POLICY audience_control ON rag.audience TO bulkhead_owner USING (true) WITH CHECK (true);
 
 ALTER TABLE rag.chunk ENABLE ROW LEVEL SECURITY;
 
@@ -2316,6 +4082,8 @@ ALTER TABLE rag.chunk_13 ENABLE ROW LEVEL SECURITY;
 ALTER TABLE rag.chunk_14 ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE rag.chunk_15 ENABLE ROW LEVEL SECURITY;
+
+CREATE POLICY chunk_counts ON rag.corpus_change TO bulkhead_maintenance USING (true) WITH CHECK (false);
 
 ALTER TABLE rag.corpus_change ENABLE ROW LEVEL SECURITY;
 
@@ -2389,6 +4157,10 @@ ALTER TABLE rag.posting_14 ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE rag.posting_15 ENABLE ROW LEVEL SECURITY;
 
+ALTER TABLE rag.spelling ENABLE ROW LEVEL SECURITY;
+
+ALTER TABLE rag.sweep ENABLE ROW LEVEL SECURITY;
+
 ALTER TABLE rag.task ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE rag.task_event ENABLE ROW LEVEL SECURITY;
@@ -2397,111 +4169,117 @@ ALTER TABLE rag.tenant ENABLE ROW LEVEL SECURITY;
 
 CREATE POLICY tenant_control ON rag.tenant TO bulkhead_owner, bulkhead_maintenance USING (true) WITH CHECK (true);
 
-CREATE POLICY tenant_isolation ON rag.chunk TO bulkhead_app USING ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant))) WITH CHECK ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)));
+CREATE POLICY tenant_isolation ON rag.audience TO bulkhead_app USING (((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)) AND (audience = ANY (( SELECT rag.current_audiences() AS current_audiences)::bigint[])))) WITH CHECK (((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)) AND (audience = ANY (( SELECT rag.current_audiences() AS current_audiences)::bigint[]))));
 
-CREATE POLICY tenant_isolation ON rag.chunk_00 TO bulkhead_app USING ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant))) WITH CHECK ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)));
+CREATE POLICY tenant_isolation ON rag.chunk TO bulkhead_app USING (((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)) AND (audience = ANY (( SELECT rag.current_audiences() AS current_audiences)::bigint[])))) WITH CHECK (((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)) AND (audience = ANY (( SELECT rag.current_audiences() AS current_audiences)::bigint[]))));
 
-CREATE POLICY tenant_isolation ON rag.chunk_01 TO bulkhead_app USING ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant))) WITH CHECK ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)));
+CREATE POLICY tenant_isolation ON rag.chunk_00 TO bulkhead_app USING (((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)) AND (audience = ANY (( SELECT rag.current_audiences() AS current_audiences)::bigint[])))) WITH CHECK (((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)) AND (audience = ANY (( SELECT rag.current_audiences() AS current_audiences)::bigint[]))));
 
-CREATE POLICY tenant_isolation ON rag.chunk_02 TO bulkhead_app USING ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant))) WITH CHECK ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)));
+CREATE POLICY tenant_isolation ON rag.chunk_01 TO bulkhead_app USING (((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)) AND (audience = ANY (( SELECT rag.current_audiences() AS current_audiences)::bigint[])))) WITH CHECK (((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)) AND (audience = ANY (( SELECT rag.current_audiences() AS current_audiences)::bigint[]))));
 
-CREATE POLICY tenant_isolation ON rag.chunk_03 TO bulkhead_app USING ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant))) WITH CHECK ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)));
+CREATE POLICY tenant_isolation ON rag.chunk_02 TO bulkhead_app USING (((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)) AND (audience = ANY (( SELECT rag.current_audiences() AS current_audiences)::bigint[])))) WITH CHECK (((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)) AND (audience = ANY (( SELECT rag.current_audiences() AS current_audiences)::bigint[]))));
 
-CREATE POLICY tenant_isolation ON rag.chunk_04 TO bulkhead_app USING ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant))) WITH CHECK ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)));
+CREATE POLICY tenant_isolation ON rag.chunk_03 TO bulkhead_app USING (((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)) AND (audience = ANY (( SELECT rag.current_audiences() AS current_audiences)::bigint[])))) WITH CHECK (((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)) AND (audience = ANY (( SELECT rag.current_audiences() AS current_audiences)::bigint[]))));
 
-CREATE POLICY tenant_isolation ON rag.chunk_05 TO bulkhead_app USING ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant))) WITH CHECK ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)));
+CREATE POLICY tenant_isolation ON rag.chunk_04 TO bulkhead_app USING (((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)) AND (audience = ANY (( SELECT rag.current_audiences() AS current_audiences)::bigint[])))) WITH CHECK (((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)) AND (audience = ANY (( SELECT rag.current_audiences() AS current_audiences)::bigint[]))));
 
-CREATE POLICY tenant_isolation ON rag.chunk_06 TO bulkhead_app USING ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant))) WITH CHECK ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)));
+CREATE POLICY tenant_isolation ON rag.chunk_05 TO bulkhead_app USING (((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)) AND (audience = ANY (( SELECT rag.current_audiences() AS current_audiences)::bigint[])))) WITH CHECK (((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)) AND (audience = ANY (( SELECT rag.current_audiences() AS current_audiences)::bigint[]))));
 
-CREATE POLICY tenant_isolation ON rag.chunk_07 TO bulkhead_app USING ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant))) WITH CHECK ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)));
+CREATE POLICY tenant_isolation ON rag.chunk_06 TO bulkhead_app USING (((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)) AND (audience = ANY (( SELECT rag.current_audiences() AS current_audiences)::bigint[])))) WITH CHECK (((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)) AND (audience = ANY (( SELECT rag.current_audiences() AS current_audiences)::bigint[]))));
 
-CREATE POLICY tenant_isolation ON rag.chunk_08 TO bulkhead_app USING ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant))) WITH CHECK ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)));
+CREATE POLICY tenant_isolation ON rag.chunk_07 TO bulkhead_app USING (((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)) AND (audience = ANY (( SELECT rag.current_audiences() AS current_audiences)::bigint[])))) WITH CHECK (((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)) AND (audience = ANY (( SELECT rag.current_audiences() AS current_audiences)::bigint[]))));
 
-CREATE POLICY tenant_isolation ON rag.chunk_09 TO bulkhead_app USING ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant))) WITH CHECK ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)));
+CREATE POLICY tenant_isolation ON rag.chunk_08 TO bulkhead_app USING (((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)) AND (audience = ANY (( SELECT rag.current_audiences() AS current_audiences)::bigint[])))) WITH CHECK (((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)) AND (audience = ANY (( SELECT rag.current_audiences() AS current_audiences)::bigint[]))));
 
-CREATE POLICY tenant_isolation ON rag.chunk_10 TO bulkhead_app USING ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant))) WITH CHECK ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)));
+CREATE POLICY tenant_isolation ON rag.chunk_09 TO bulkhead_app USING (((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)) AND (audience = ANY (( SELECT rag.current_audiences() AS current_audiences)::bigint[])))) WITH CHECK (((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)) AND (audience = ANY (( SELECT rag.current_audiences() AS current_audiences)::bigint[]))));
 
-CREATE POLICY tenant_isolation ON rag.chunk_11 TO bulkhead_app USING ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant))) WITH CHECK ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)));
+CREATE POLICY tenant_isolation ON rag.chunk_10 TO bulkhead_app USING (((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)) AND (audience = ANY (( SELECT rag.current_audiences() AS current_audiences)::bigint[])))) WITH CHECK (((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)) AND (audience = ANY (( SELECT rag.current_audiences() AS current_audiences)::bigint[]))));
 
-CREATE POLICY tenant_isolation ON rag.chunk_12 TO bulkhead_app USING ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant))) WITH CHECK ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)));
+CREATE POLICY tenant_isolation ON rag.chunk_11 TO bulkhead_app USING (((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)) AND (audience = ANY (( SELECT rag.current_audiences() AS current_audiences)::bigint[])))) WITH CHECK (((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)) AND (audience = ANY (( SELECT rag.current_audiences() AS current_audiences)::bigint[]))));
 
-CREATE POLICY tenant_isolation ON rag.chunk_13 TO bulkhead_app USING ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant))) WITH CHECK ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)));
+CREATE POLICY tenant_isolation ON rag.chunk_12 TO bulkhead_app USING (((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)) AND (audience = ANY (( SELECT rag.current_audiences() AS current_audiences)::bigint[])))) WITH CHECK (((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)) AND (audience = ANY (( SELECT rag.current_audiences() AS current_audiences)::bigint[]))));
 
-CREATE POLICY tenant_isolation ON rag.chunk_14 TO bulkhead_app USING ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant))) WITH CHECK ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)));
+CREATE POLICY tenant_isolation ON rag.chunk_13 TO bulkhead_app USING (((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)) AND (audience = ANY (( SELECT rag.current_audiences() AS current_audiences)::bigint[])))) WITH CHECK (((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)) AND (audience = ANY (( SELECT rag.current_audiences() AS current_audiences)::bigint[]))));
 
-CREATE POLICY tenant_isolation ON rag.chunk_15 TO bulkhead_app USING ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant))) WITH CHECK ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)));
+CREATE POLICY tenant_isolation ON rag.chunk_14 TO bulkhead_app USING (((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)) AND (audience = ANY (( SELECT rag.current_audiences() AS current_audiences)::bigint[])))) WITH CHECK (((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)) AND (audience = ANY (( SELECT rag.current_audiences() AS current_audiences)::bigint[]))));
 
-CREATE POLICY tenant_isolation ON rag.corpus_change TO bulkhead_app USING ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant))) WITH CHECK ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)));
+CREATE POLICY tenant_isolation ON rag.chunk_15 TO bulkhead_app USING (((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)) AND (audience = ANY (( SELECT rag.current_audiences() AS current_audiences)::bigint[])))) WITH CHECK (((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)) AND (audience = ANY (( SELECT rag.current_audiences() AS current_audiences)::bigint[]))));
 
-CREATE POLICY tenant_isolation ON rag.document TO bulkhead_app USING ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant))) WITH CHECK ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)));
+CREATE POLICY tenant_isolation ON rag.corpus_change TO bulkhead_app USING (((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)) AND (audience = ANY (( SELECT rag.current_audiences() AS current_audiences)::bigint[])))) WITH CHECK (((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)) AND (audience = ANY (( SELECT rag.current_audiences() AS current_audiences)::bigint[]))));
 
-CREATE POLICY tenant_isolation ON rag.embedding TO bulkhead_app USING ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant))) WITH CHECK ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)));
+CREATE POLICY tenant_isolation ON rag.document TO bulkhead_app USING (((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)) AND (audience = ANY (( SELECT rag.current_audiences() AS current_audiences)::bigint[])))) WITH CHECK (((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)) AND (audience = ANY (( SELECT rag.current_audiences() AS current_audiences)::bigint[]))));
 
-CREATE POLICY tenant_isolation ON rag.embedding_00 TO bulkhead_app USING ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant))) WITH CHECK ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)));
+CREATE POLICY tenant_isolation ON rag.embedding TO bulkhead_app USING (((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)) AND (audience = ANY (( SELECT rag.current_audiences() AS current_audiences)::bigint[])))) WITH CHECK (((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)) AND (audience = ANY (( SELECT rag.current_audiences() AS current_audiences)::bigint[]))));
 
-CREATE POLICY tenant_isolation ON rag.embedding_01 TO bulkhead_app USING ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant))) WITH CHECK ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)));
+CREATE POLICY tenant_isolation ON rag.embedding_00 TO bulkhead_app USING (((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)) AND (audience = ANY (( SELECT rag.current_audiences() AS current_audiences)::bigint[])))) WITH CHECK (((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)) AND (audience = ANY (( SELECT rag.current_audiences() AS current_audiences)::bigint[]))));
 
-CREATE POLICY tenant_isolation ON rag.embedding_02 TO bulkhead_app USING ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant))) WITH CHECK ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)));
+CREATE POLICY tenant_isolation ON rag.embedding_01 TO bulkhead_app USING (((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)) AND (audience = ANY (( SELECT rag.current_audiences() AS current_audiences)::bigint[])))) WITH CHECK (((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)) AND (audience = ANY (( SELECT rag.current_audiences() AS current_audiences)::bigint[]))));
 
-CREATE POLICY tenant_isolation ON rag.embedding_03 TO bulkhead_app USING ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant))) WITH CHECK ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)));
+CREATE POLICY tenant_isolation ON rag.embedding_02 TO bulkhead_app USING (((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)) AND (audience = ANY (( SELECT rag.current_audiences() AS current_audiences)::bigint[])))) WITH CHECK (((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)) AND (audience = ANY (( SELECT rag.current_audiences() AS current_audiences)::bigint[]))));
 
-CREATE POLICY tenant_isolation ON rag.embedding_04 TO bulkhead_app USING ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant))) WITH CHECK ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)));
+CREATE POLICY tenant_isolation ON rag.embedding_03 TO bulkhead_app USING (((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)) AND (audience = ANY (( SELECT rag.current_audiences() AS current_audiences)::bigint[])))) WITH CHECK (((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)) AND (audience = ANY (( SELECT rag.current_audiences() AS current_audiences)::bigint[]))));
 
-CREATE POLICY tenant_isolation ON rag.embedding_05 TO bulkhead_app USING ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant))) WITH CHECK ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)));
+CREATE POLICY tenant_isolation ON rag.embedding_04 TO bulkhead_app USING (((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)) AND (audience = ANY (( SELECT rag.current_audiences() AS current_audiences)::bigint[])))) WITH CHECK (((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)) AND (audience = ANY (( SELECT rag.current_audiences() AS current_audiences)::bigint[]))));
 
-CREATE POLICY tenant_isolation ON rag.embedding_06 TO bulkhead_app USING ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant))) WITH CHECK ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)));
+CREATE POLICY tenant_isolation ON rag.embedding_05 TO bulkhead_app USING (((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)) AND (audience = ANY (( SELECT rag.current_audiences() AS current_audiences)::bigint[])))) WITH CHECK (((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)) AND (audience = ANY (( SELECT rag.current_audiences() AS current_audiences)::bigint[]))));
 
-CREATE POLICY tenant_isolation ON rag.embedding_07 TO bulkhead_app USING ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant))) WITH CHECK ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)));
+CREATE POLICY tenant_isolation ON rag.embedding_06 TO bulkhead_app USING (((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)) AND (audience = ANY (( SELECT rag.current_audiences() AS current_audiences)::bigint[])))) WITH CHECK (((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)) AND (audience = ANY (( SELECT rag.current_audiences() AS current_audiences)::bigint[]))));
 
-CREATE POLICY tenant_isolation ON rag.embedding_08 TO bulkhead_app USING ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant))) WITH CHECK ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)));
+CREATE POLICY tenant_isolation ON rag.embedding_07 TO bulkhead_app USING (((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)) AND (audience = ANY (( SELECT rag.current_audiences() AS current_audiences)::bigint[])))) WITH CHECK (((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)) AND (audience = ANY (( SELECT rag.current_audiences() AS current_audiences)::bigint[]))));
 
-CREATE POLICY tenant_isolation ON rag.embedding_09 TO bulkhead_app USING ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant))) WITH CHECK ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)));
+CREATE POLICY tenant_isolation ON rag.embedding_08 TO bulkhead_app USING (((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)) AND (audience = ANY (( SELECT rag.current_audiences() AS current_audiences)::bigint[])))) WITH CHECK (((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)) AND (audience = ANY (( SELECT rag.current_audiences() AS current_audiences)::bigint[]))));
 
-CREATE POLICY tenant_isolation ON rag.embedding_10 TO bulkhead_app USING ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant))) WITH CHECK ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)));
+CREATE POLICY tenant_isolation ON rag.embedding_09 TO bulkhead_app USING (((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)) AND (audience = ANY (( SELECT rag.current_audiences() AS current_audiences)::bigint[])))) WITH CHECK (((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)) AND (audience = ANY (( SELECT rag.current_audiences() AS current_audiences)::bigint[]))));
 
-CREATE POLICY tenant_isolation ON rag.embedding_11 TO bulkhead_app USING ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant))) WITH CHECK ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)));
+CREATE POLICY tenant_isolation ON rag.embedding_10 TO bulkhead_app USING (((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)) AND (audience = ANY (( SELECT rag.current_audiences() AS current_audiences)::bigint[])))) WITH CHECK (((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)) AND (audience = ANY (( SELECT rag.current_audiences() AS current_audiences)::bigint[]))));
 
-CREATE POLICY tenant_isolation ON rag.embedding_12 TO bulkhead_app USING ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant))) WITH CHECK ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)));
+CREATE POLICY tenant_isolation ON rag.embedding_11 TO bulkhead_app USING (((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)) AND (audience = ANY (( SELECT rag.current_audiences() AS current_audiences)::bigint[])))) WITH CHECK (((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)) AND (audience = ANY (( SELECT rag.current_audiences() AS current_audiences)::bigint[]))));
 
-CREATE POLICY tenant_isolation ON rag.embedding_13 TO bulkhead_app USING ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant))) WITH CHECK ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)));
+CREATE POLICY tenant_isolation ON rag.embedding_12 TO bulkhead_app USING (((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)) AND (audience = ANY (( SELECT rag.current_audiences() AS current_audiences)::bigint[])))) WITH CHECK (((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)) AND (audience = ANY (( SELECT rag.current_audiences() AS current_audiences)::bigint[]))));
 
-CREATE POLICY tenant_isolation ON rag.embedding_14 TO bulkhead_app USING ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant))) WITH CHECK ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)));
+CREATE POLICY tenant_isolation ON rag.embedding_13 TO bulkhead_app USING (((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)) AND (audience = ANY (( SELECT rag.current_audiences() AS current_audiences)::bigint[])))) WITH CHECK (((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)) AND (audience = ANY (( SELECT rag.current_audiences() AS current_audiences)::bigint[]))));
 
-CREATE POLICY tenant_isolation ON rag.embedding_15 TO bulkhead_app USING ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant))) WITH CHECK ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)));
+CREATE POLICY tenant_isolation ON rag.embedding_14 TO bulkhead_app USING (((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)) AND (audience = ANY (( SELECT rag.current_audiences() AS current_audiences)::bigint[])))) WITH CHECK (((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)) AND (audience = ANY (( SELECT rag.current_audiences() AS current_audiences)::bigint[]))));
 
-CREATE POLICY tenant_isolation ON rag.posting TO bulkhead_app USING ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant))) WITH CHECK ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)));
+CREATE POLICY tenant_isolation ON rag.embedding_15 TO bulkhead_app USING (((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)) AND (audience = ANY (( SELECT rag.current_audiences() AS current_audiences)::bigint[])))) WITH CHECK (((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)) AND (audience = ANY (( SELECT rag.current_audiences() AS current_audiences)::bigint[]))));
 
-CREATE POLICY tenant_isolation ON rag.posting_00 TO bulkhead_app USING ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant))) WITH CHECK ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)));
+CREATE POLICY tenant_isolation ON rag.posting TO bulkhead_app USING (((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)) AND (audience = ANY (( SELECT rag.current_audiences() AS current_audiences)::bigint[])))) WITH CHECK (((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)) AND (audience = ANY (( SELECT rag.current_audiences() AS current_audiences)::bigint[]))));
 
-CREATE POLICY tenant_isolation ON rag.posting_01 TO bulkhead_app USING ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant))) WITH CHECK ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)));
+CREATE POLICY tenant_isolation ON rag.posting_00 TO bulkhead_app USING (((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)) AND (audience = ANY (( SELECT rag.current_audiences() AS current_audiences)::bigint[])))) WITH CHECK (((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)) AND (audience = ANY (( SELECT rag.current_audiences() AS current_audiences)::bigint[]))));
 
-CREATE POLICY tenant_isolation ON rag.posting_02 TO bulkhead_app USING ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant))) WITH CHECK ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)));
+CREATE POLICY tenant_isolation ON rag.posting_01 TO bulkhead_app USING (((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)) AND (audience = ANY (( SELECT rag.current_audiences() AS current_audiences)::bigint[])))) WITH CHECK (((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)) AND (audience = ANY (( SELECT rag.current_audiences() AS current_audiences)::bigint[]))));
 
-CREATE POLICY tenant_isolation ON rag.posting_03 TO bulkhead_app USING ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant))) WITH CHECK ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)));
+CREATE POLICY tenant_isolation ON rag.posting_02 TO bulkhead_app USING (((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)) AND (audience = ANY (( SELECT rag.current_audiences() AS current_audiences)::bigint[])))) WITH CHECK (((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)) AND (audience = ANY (( SELECT rag.current_audiences() AS current_audiences)::bigint[]))));
 
-CREATE POLICY tenant_isolation ON rag.posting_04 TO bulkhead_app USING ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant))) WITH CHECK ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)));
+CREATE POLICY tenant_isolation ON rag.posting_03 TO bulkhead_app USING (((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)) AND (audience = ANY (( SELECT rag.current_audiences() AS current_audiences)::bigint[])))) WITH CHECK (((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)) AND (audience = ANY (( SELECT rag.current_audiences() AS current_audiences)::bigint[]))));
 
-CREATE POLICY tenant_isolation ON rag.posting_05 TO bulkhead_app USING ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant))) WITH CHECK ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)));
+CREATE POLICY tenant_isolation ON rag.posting_04 TO bulkhead_app USING (((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)) AND (audience = ANY (( SELECT rag.current_audiences() AS current_audiences)::bigint[])))) WITH CHECK (((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)) AND (audience = ANY (( SELECT rag.current_audiences() AS current_audiences)::bigint[]))));
 
-CREATE POLICY tenant_isolation ON rag.posting_06 TO bulkhead_app USING ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant))) WITH CHECK ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)));
+CREATE POLICY tenant_isolation ON rag.posting_05 TO bulkhead_app USING (((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)) AND (audience = ANY (( SELECT rag.current_audiences() AS current_audiences)::bigint[])))) WITH CHECK (((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)) AND (audience = ANY (( SELECT rag.current_audiences() AS current_audiences)::bigint[]))));
 
-CREATE POLICY tenant_isolation ON rag.posting_07 TO bulkhead_app USING ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant))) WITH CHECK ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)));
+CREATE POLICY tenant_isolation ON rag.posting_06 TO bulkhead_app USING (((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)) AND (audience = ANY (( SELECT rag.current_audiences() AS current_audiences)::bigint[])))) WITH CHECK (((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)) AND (audience = ANY (( SELECT rag.current_audiences() AS current_audiences)::bigint[]))));
 
-CREATE POLICY tenant_isolation ON rag.posting_08 TO bulkhead_app USING ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant))) WITH CHECK ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)));
+CREATE POLICY tenant_isolation ON rag.posting_07 TO bulkhead_app USING (((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)) AND (audience = ANY (( SELECT rag.current_audiences() AS current_audiences)::bigint[])))) WITH CHECK (((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)) AND (audience = ANY (( SELECT rag.current_audiences() AS current_audiences)::bigint[]))));
 
-CREATE POLICY tenant_isolation ON rag.posting_09 TO bulkhead_app USING ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant))) WITH CHECK ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)));
+CREATE POLICY tenant_isolation ON rag.posting_08 TO bulkhead_app USING (((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)) AND (audience = ANY (( SELECT rag.current_audiences() AS current_audiences)::bigint[])))) WITH CHECK (((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)) AND (audience = ANY (( SELECT rag.current_audiences() AS current_audiences)::bigint[]))));
 
-CREATE POLICY tenant_isolation ON rag.posting_10 TO bulkhead_app USING ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant))) WITH CHECK ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)));
+CREATE POLICY tenant_isolation ON rag.posting_09 TO bulkhead_app USING (((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)) AND (audience = ANY (( SELECT rag.current_audiences() AS current_audiences)::bigint[])))) WITH CHECK (((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)) AND (audience = ANY (( SELECT rag.current_audiences() AS current_audiences)::bigint[]))));
 
-CREATE POLICY tenant_isolation ON rag.posting_11 TO bulkhead_app USING ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant))) WITH CHECK ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)));
+CREATE POLICY tenant_isolation ON rag.posting_10 TO bulkhead_app USING (((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)) AND (audience = ANY (( SELECT rag.current_audiences() AS current_audiences)::bigint[])))) WITH CHECK (((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)) AND (audience = ANY (( SELECT rag.current_audiences() AS current_audiences)::bigint[]))));
 
-CREATE POLICY tenant_isolation ON rag.posting_12 TO bulkhead_app USING ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant))) WITH CHECK ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)));
+CREATE POLICY tenant_isolation ON rag.posting_11 TO bulkhead_app USING (((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)) AND (audience = ANY (( SELECT rag.current_audiences() AS current_audiences)::bigint[])))) WITH CHECK (((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)) AND (audience = ANY (( SELECT rag.current_audiences() AS current_audiences)::bigint[]))));
 
-CREATE POLICY tenant_isolation ON rag.posting_13 TO bulkhead_app USING ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant))) WITH CHECK ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)));
+CREATE POLICY tenant_isolation ON rag.posting_12 TO bulkhead_app USING (((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)) AND (audience = ANY (( SELECT rag.current_audiences() AS current_audiences)::bigint[])))) WITH CHECK (((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)) AND (audience = ANY (( SELECT rag.current_audiences() AS current_audiences)::bigint[]))));
 
-CREATE POLICY tenant_isolation ON rag.posting_14 TO bulkhead_app USING ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant))) WITH CHECK ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)));
+CREATE POLICY tenant_isolation ON rag.posting_13 TO bulkhead_app USING (((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)) AND (audience = ANY (( SELECT rag.current_audiences() AS current_audiences)::bigint[])))) WITH CHECK (((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)) AND (audience = ANY (( SELECT rag.current_audiences() AS current_audiences)::bigint[]))));
 
-CREATE POLICY tenant_isolation ON rag.posting_15 TO bulkhead_app USING ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant))) WITH CHECK ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)));
+CREATE POLICY tenant_isolation ON rag.posting_14 TO bulkhead_app USING (((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)) AND (audience = ANY (( SELECT rag.current_audiences() AS current_audiences)::bigint[])))) WITH CHECK (((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)) AND (audience = ANY (( SELECT rag.current_audiences() AS current_audiences)::bigint[]))));
+
+CREATE POLICY tenant_isolation ON rag.posting_15 TO bulkhead_app USING (((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)) AND (audience = ANY (( SELECT rag.current_audiences() AS current_audiences)::bigint[])))) WITH CHECK (((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)) AND (audience = ANY (( SELECT rag.current_audiences() AS current_audiences)::bigint[]))));
+
+CREATE POLICY tenant_isolation ON rag.spelling TO bulkhead_app USING (((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)) AND (audience = ANY (( SELECT rag.current_audiences() AS current_audiences)::bigint[])))) WITH CHECK (((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)) AND (audience = ANY (( SELECT rag.current_audiences() AS current_audiences)::bigint[]))));
+
+CREATE POLICY tenant_isolation ON rag.sweep TO bulkhead_app USING ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant))) WITH CHECK ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)));
 
 CREATE POLICY tenant_isolation ON rag.task TO bulkhead_app USING ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant))) WITH CHECK ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)));
 
@@ -2509,9 +4287,21 @@ CREATE POLICY tenant_isolation ON rag.task_event TO bulkhead_app USING ((tenant_
 
 CREATE POLICY tenant_isolation ON rag.tenant TO bulkhead_app USING ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant))) WITH CHECK ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)));
 
+CREATE POLICY tenant_isolation ON rag.term TO bulkhead_app USING (((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)) AND (audience = ANY (( SELECT rag.current_audiences() AS current_audiences)::bigint[])))) WITH CHECK (((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)) AND (audience = ANY (( SELECT rag.current_audiences() AS current_audiences)::bigint[]))));
+
 CREATE POLICY tenant_isolation ON rag.tombstone TO bulkhead_app USING ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant))) WITH CHECK ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)));
 
+CREATE POLICY tenant_isolation ON rag.vector_index TO bulkhead_app USING ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant))) WITH CHECK ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)));
+
+ALTER TABLE rag.term ENABLE ROW LEVEL SECURITY;
+
 ALTER TABLE rag.tombstone ENABLE ROW LEVEL SECURITY;
+
+CREATE POLICY vector_counts ON rag.embedding TO bulkhead_maintenance USING (true) WITH CHECK (false);
+
+ALTER TABLE rag.vector_index ENABLE ROW LEVEL SECURITY;
+
+CREATE POLICY vector_index_control ON rag.vector_index TO bulkhead_maintenance USING (true) WITH CHECK (true);
 
 ALTER TABLE seal.revocation ENABLE ROW LEVEL SECURITY;
 
@@ -2527,6 +4317,7 @@ GRANT USAGE ON SCHEMA public TO bulkhead_queue;
 
 GRANT USAGE ON SCHEMA queue TO bulkhead_app;
 GRANT ALL ON SCHEMA queue TO bulkhead_queue;
+GRANT USAGE ON SCHEMA queue TO bulkhead_maintenance;
 
 GRANT USAGE ON SCHEMA rag TO bulkhead_app;
 GRANT USAGE ON SCHEMA rag TO bulkhead_maintenance;
@@ -2601,17 +4392,32 @@ GRANT ALL ON FUNCTION pg_catalog.pg_try_advisory_xact_lock_shared(bigint) TO bul
 REVOKE ALL ON FUNCTION pg_catalog.pg_try_advisory_xact_lock_shared(integer, integer) FROM PUBLIC;
 GRANT ALL ON FUNCTION pg_catalog.pg_try_advisory_xact_lock_shared(integer, integer) TO bulkhead_owner;
 
-REVOKE ALL ON FUNCTION queue.claim_embeddings_v1(wanted integer, lease_s double precision) FROM PUBLIC;
-GRANT ALL ON FUNCTION queue.claim_embeddings_v1(wanted integer, lease_s double precision) TO bulkhead_worker;
+REVOKE ALL ON FUNCTION queue.claim_embeddings_v2(wanted integer, lease_s double precision) FROM PUBLIC;
+GRANT ALL ON FUNCTION queue.claim_embeddings_v2(wanted integer, lease_s double precision) TO bulkhead_worker;
 
 REVOKE ALL ON FUNCTION queue.claim_runs_v1(claimant text, wanted integer, lease_s double precision) FROM PUBLIC;
 GRANT ALL ON FUNCTION queue.claim_runs_v1(claimant text, wanted integer, lease_s double precision) TO bulkhead_worker;
 
-REVOKE ALL ON FUNCTION queue.enqueue_embedding_v1(document uuid) FROM PUBLIC;
-GRANT ALL ON FUNCTION queue.enqueue_embedding_v1(document uuid) TO bulkhead_app;
+REVOKE ALL ON FUNCTION queue.claim_switch_v1() FROM PUBLIC;
+GRANT ALL ON FUNCTION queue.claim_switch_v1() TO bulkhead_worker;
+
+REVOKE ALL ON FUNCTION queue.claim_upkeep_v1(wanted integer, lease_s double precision, settle_s double precision, backlog integer) FROM PUBLIC;
+GRANT ALL ON FUNCTION queue.claim_upkeep_v1(wanted integer, lease_s double precision, settle_s double precision, backlog integer) TO bulkhead_worker;
+
+REVOKE ALL ON FUNCTION queue.embeddings_behind_v1(written bigint) FROM PUBLIC;
+GRANT ALL ON FUNCTION queue.embeddings_behind_v1(written bigint) TO bulkhead_app;
+
+REVOKE ALL ON FUNCTION queue.enqueue_embedding_v2(document uuid, written bigint) FROM PUBLIC;
+GRANT ALL ON FUNCTION queue.enqueue_embedding_v2(document uuid, written bigint) TO bulkhead_app;
 
 REVOKE ALL ON FUNCTION queue.enqueue_run_v1(task uuid) FROM PUBLIC;
 GRANT ALL ON FUNCTION queue.enqueue_run_v1(task uuid) TO bulkhead_app;
+
+REVOKE ALL ON FUNCTION queue.enqueue_switch_v1(tenant uuid) FROM PUBLIC;
+GRANT ALL ON FUNCTION queue.enqueue_switch_v1(tenant uuid) TO bulkhead_maintenance;
+
+REVOKE ALL ON FUNCTION queue.fail_switch_v1(resume bigint) FROM PUBLIC;
+GRANT ALL ON FUNCTION queue.fail_switch_v1(resume bigint) TO bulkhead_worker;
 
 REVOKE ALL ON FUNCTION queue.finish_embedding_v1(document uuid) FROM PUBLIC;
 GRANT ALL ON FUNCTION queue.finish_embedding_v1(document uuid) TO bulkhead_app;
@@ -2619,26 +4425,64 @@ GRANT ALL ON FUNCTION queue.finish_embedding_v1(document uuid) TO bulkhead_app;
 REVOKE ALL ON FUNCTION queue.finish_run_v1(task uuid) FROM PUBLIC;
 GRANT ALL ON FUNCTION queue.finish_run_v1(task uuid) TO bulkhead_app;
 
+REVOKE ALL ON FUNCTION queue.finish_switch_v1() FROM PUBLIC;
+GRANT ALL ON FUNCTION queue.finish_switch_v1() TO bulkhead_worker;
+
+REVOKE ALL ON FUNCTION queue.finish_upkeep_v1(held uuid, next_at timestamp with time zone) FROM PUBLIC;
+GRANT ALL ON FUNCTION queue.finish_upkeep_v1(held uuid, next_at timestamp with time zone) TO bulkhead_worker;
+
 REVOKE ALL ON FUNCTION queue.heartbeat_runs_v1(claimant text, tasks uuid[], fences bigint[], lease_s double precision) FROM PUBLIC;
 GRANT ALL ON FUNCTION queue.heartbeat_runs_v1(claimant text, tasks uuid[], fences bigint[], lease_s double precision) TO bulkhead_worker;
 
 REVOKE ALL ON FUNCTION queue.hold_fence_v1(task uuid, held bigint) FROM PUBLIC;
 GRANT ALL ON FUNCTION queue.hold_fence_v1(task uuid, held bigint) TO bulkhead_app;
 
+REVOKE ALL ON FUNCTION queue.hold_switch_v1() FROM PUBLIC;
+GRANT ALL ON FUNCTION queue.hold_switch_v1() TO bulkhead_worker;
+
+REVOKE ALL ON FUNCTION queue.hold_upkeep_v1(held uuid, lease_s double precision) FROM PUBLIC;
+GRANT ALL ON FUNCTION queue.hold_upkeep_v1(held uuid, lease_s double precision) TO bulkhead_worker;
+
 REVOKE ALL ON FUNCTION queue.lock_run_v1(task uuid, held bigint) FROM PUBLIC;
 GRANT ALL ON FUNCTION queue.lock_run_v1(task uuid, held bigint) TO bulkhead_app;
+
+REVOKE ALL ON FUNCTION queue.move_switch_v1(upto bigint, delay_s double precision) FROM PUBLIC;
+GRANT ALL ON FUNCTION queue.move_switch_v1(upto bigint, delay_s double precision) TO bulkhead_worker;
+
+REVOKE ALL ON FUNCTION queue.note_write_v1() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION queue.pending_embeddings_v1() FROM PUBLIC;
 GRANT ALL ON FUNCTION queue.pending_embeddings_v1() TO bulkhead_app;
 
+REVOKE ALL ON FUNCTION queue.postpone_embedding_v1(document uuid, delay_s double precision) FROM PUBLIC;
+GRANT ALL ON FUNCTION queue.postpone_embedding_v1(document uuid, delay_s double precision) TO bulkhead_worker;
+
 REVOKE ALL ON FUNCTION queue.release_runs_v1(claimant text, tasks uuid[], fences bigint[]) FROM PUBLIC;
 GRANT ALL ON FUNCTION queue.release_runs_v1(claimant text, tasks uuid[], fences bigint[]) TO bulkhead_worker;
+
+REVOKE ALL ON FUNCTION queue.switches_v1() FROM PUBLIC;
+GRANT ALL ON FUNCTION queue.switches_v1() TO bulkhead_maintenance;
 
 REVOKE ALL ON FUNCTION rag.append_event_v1(task uuid, held bigint, event_kind text, event_payload jsonb, event_key text, next text) FROM PUBLIC;
 GRANT ALL ON FUNCTION rag.append_event_v1(task uuid, held bigint, event_kind text, event_payload jsonb, event_key text, next text) TO bulkhead_app;
 
+REVOKE ALL ON FUNCTION rag.audience_of_v1(named text[]) FROM PUBLIC;
+GRANT ALL ON FUNCTION rag.audience_of_v1(named text[]) TO bulkhead_app;
+
+REVOKE ALL ON FUNCTION rag.compact_v1(held uuid, lease_s double precision, budget integer, sweep_budget integer, sweep_share double precision, sweep_after_s double precision) FROM PUBLIC;
+GRANT ALL ON FUNCTION rag.compact_v1(held uuid, lease_s double precision, budget integer, sweep_budget integer, sweep_share double precision, sweep_after_s double precision) TO bulkhead_worker;
+
+REVOKE ALL ON FUNCTION rag.corpus_state_v1(context text, written bigint) FROM PUBLIC;
+GRANT ALL ON FUNCTION rag.corpus_state_v1(context text, written bigint) TO bulkhead_app;
+
+REVOKE ALL ON FUNCTION rag.corpus_version_v1() FROM PUBLIC;
+GRANT ALL ON FUNCTION rag.corpus_version_v1() TO bulkhead_app;
+
 REVOKE ALL ON FUNCTION rag.create_task_v1(task uuid, context text, workflow_name text, workflow_input jsonb, first_message jsonb, grant_scopes text[], grant_groups text[], grant_team text, grant_tokens text[], grant_issued_at double precision, trace text) FROM PUBLIC;
 GRANT ALL ON FUNCTION rag.create_task_v1(task uuid, context text, workflow_name text, workflow_input jsonb, first_message jsonb, grant_scopes text[], grant_groups text[], grant_team text, grant_tokens text[], grant_issued_at double precision, trace text) TO bulkhead_app;
+
+REVOKE ALL ON FUNCTION rag.current_audiences() FROM PUBLIC;
+GRANT ALL ON FUNCTION rag.current_audiences() TO bulkhead_app;
 
 REVOKE ALL ON FUNCTION rag.current_subject() FROM PUBLIC;
 GRANT ALL ON FUNCTION rag.current_subject() TO bulkhead_app;
@@ -2649,28 +4493,76 @@ GRANT ALL ON FUNCTION rag.current_tenant() TO bulkhead_app;
 GRANT ALL ON FUNCTION rag.current_tenant() TO bulkhead_queue;
 GRANT ALL ON FUNCTION rag.current_tenant() TO bulkhead_maintenance;
 
-REVOKE ALL ON FUNCTION rag.delete_document_v1(document uuid) FROM PUBLIC;
-GRANT ALL ON FUNCTION rag.delete_document_v1(document uuid) TO bulkhead_app;
+REVOKE ALL ON FUNCTION rag.delete_document_v2(document uuid) FROM PUBLIC;
+GRANT ALL ON FUNCTION rag.delete_document_v2(document uuid) TO bulkhead_app;
 
-REVOKE ALL ON FUNCTION rag.drop_chunks_v1(document uuid) FROM PUBLIC;
-GRANT ALL ON FUNCTION rag.drop_chunks_v1(document uuid) TO bulkhead_app;
+REVOKE ALL ON FUNCTION rag.document_frequencies_v1(tenant uuid, audiences bigint[], terms text[], dead bigint[]) FROM PUBLIC;
+GRANT ALL ON FUNCTION rag.document_frequencies_v1(tenant uuid, audiences bigint[], terms text[], dead bigint[]) TO bulkhead_app;
+
+REVOKE ALL ON FUNCTION rag.drop_version_v1(document uuid, version_ordinal bigint) FROM PUBLIC;
+GRANT ALL ON FUNCTION rag.drop_version_v1(document uuid, version_ordinal bigint) TO bulkhead_app;
+
+REVOKE ALL ON FUNCTION rag.follow_vocabulary_v1(tenant uuid, changed_terms text[], changed_audiences bigint[], changes bigint[]) FROM PUBLIC;
+GRANT ALL ON FUNCTION rag.follow_vocabulary_v1(tenant uuid, changed_terms text[], changed_audiences bigint[], changes bigint[]) TO bulkhead_worker;
+
+REVOKE ALL ON FUNCTION rag.hold_models_v1(default_model smallint) FROM PUBLIC;
+GRANT ALL ON FUNCTION rag.hold_models_v1(default_model smallint) TO bulkhead_worker;
+
+REVOKE ALL ON FUNCTION rag.index_ordinals_v1(tenant uuid, ordinals bigint[]) FROM PUBLIC;
+GRANT ALL ON FUNCTION rag.index_ordinals_v1(tenant uuid, ordinals bigint[]) TO bulkhead_app;
 
 REVOKE ALL ON PROCEDURE rag.isolate(IN target regclass) FROM PUBLIC;
+
+REVOKE ALL ON PROCEDURE rag.isolate_by_audience(IN target regclass) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION rag.lexemes_v1(config regconfig, body text) FROM PUBLIC;
+GRANT ALL ON FUNCTION rag.lexemes_v1(config regconfig, body text) TO bulkhead_app;
+
+REVOKE ALL ON FUNCTION rag.occurrences_v1(tenant uuid, audiences bigint[], asked text, chunks bigint[], title_weight integer) FROM PUBLIC;
+GRANT ALL ON FUNCTION rag.occurrences_v1(tenant uuid, audiences bigint[], asked text, chunks bigint[], title_weight integer) TO bulkhead_app;
 
 REVOKE ALL ON FUNCTION rag.open_context_v1(context text) FROM PUBLIC;
 GRANT ALL ON FUNCTION rag.open_context_v1(context text) TO bulkhead_app;
 
-REVOKE ALL ON FUNCTION rag.put_document_v1(document uuid, document_source text, document_title text, document_media_type text, document_metadata jsonb, hash bytea, body text, starts integer[], ends integer[], headings text[], texts text[]) FROM PUBLIC;
-GRANT ALL ON FUNCTION rag.put_document_v1(document uuid, document_source text, document_title text, document_media_type text, document_metadata jsonb, hash bytea, body text, starts integer[], ends integer[], headings text[], texts text[]) TO bulkhead_app;
+REVOKE ALL ON FUNCTION rag.put_document_v2(document uuid, document_source text, document_title text, document_media_type text, document_metadata jsonb, document_groups text[], hash bytea, body text, starts integer[], ends integer[], headings text[], texts text[]) FROM PUBLIC;
+GRANT ALL ON FUNCTION rag.put_document_v2(document uuid, document_source text, document_title text, document_media_type text, document_metadata jsonb, document_groups text[], hash bytea, body text, starts integer[], ends integer[], headings text[], texts text[]) TO bulkhead_app;
 
-REVOKE ALL ON FUNCTION rag.search_v1(context text, query text, query_vector public.halfvec, vector_model smallint, wanted integer, lexical_weight double precision, dense_weight double precision, candidates integer) FROM PUBLIC;
-GRANT ALL ON FUNCTION rag.search_v1(context text, query text, query_vector public.halfvec, vector_model smallint, wanted integer, lexical_weight double precision, dense_weight double precision, candidates integer) TO bulkhead_app;
+REVOKE ALL ON FUNCTION rag.recall_at_10_v1(context text, query_vector public.halfvec, vector_model smallint) FROM PUBLIC;
+GRANT ALL ON FUNCTION rag.recall_at_10_v1(context text, query_vector public.halfvec, vector_model smallint) TO bulkhead_app;
+
+REVOKE ALL ON FUNCTION rag.rewrite_blocks_v1(tenant uuid, terms text[], audiences bigint[], firsts bigint[], lasts bigint[], freshness boolean[], places tid[]) FROM PUBLIC;
+GRANT ALL ON FUNCTION rag.rewrite_blocks_v1(tenant uuid, terms text[], audiences bigint[], firsts bigint[], lasts bigint[], freshness boolean[], places tid[]) TO bulkhead_worker;
+
+GRANT SELECT ON TABLE rag.tenant TO bulkhead_app;
+GRANT SELECT,INSERT,UPDATE ON TABLE rag.tenant TO bulkhead_maintenance;
+
+GRANT UPDATE(model_id) ON TABLE rag.tenant TO bulkhead_worker;
+
+GRANT UPDATE(next_model_id) ON TABLE rag.tenant TO bulkhead_worker;
+
+REVOKE ALL ON FUNCTION rag.search_state_v1(settings rag.tenant, audiences bigint[]) FROM PUBLIC;
+GRANT ALL ON FUNCTION rag.search_state_v1(settings rag.tenant, audiences bigint[]) TO bulkhead_app;
+
+REVOKE ALL ON FUNCTION rag.search_v2(context text, query text, phrases text[], phrase_words text, query_vector public.halfvec, vector_model smallint, wanted integer, candidates integer, lexical_weight double precision, dense_weight double precision, fusion text, document_filter jsonpath, per_document integer) FROM PUBLIC;
+GRANT ALL ON FUNCTION rag.search_v2(context text, query text, phrases text[], phrase_words text, query_vector public.halfvec, vector_model smallint, wanted integer, candidates integer, lexical_weight double precision, dense_weight double precision, fusion text, document_filter jsonpath, per_document integer) TO bulkhead_app;
+
+REVOKE ALL ON FUNCTION rag.sweep_vectors_v1(wanted integer) FROM PUBLIC;
+GRANT ALL ON FUNCTION rag.sweep_vectors_v1(wanted integer) TO bulkhead_worker;
+
+REVOKE ALL ON FUNCTION rag.switch_model_v1() FROM PUBLIC;
+GRANT ALL ON FUNCTION rag.switch_model_v1() TO bulkhead_worker;
 
 REVOKE ALL ON FUNCTION rag.task_may_become(current text, next text) FROM PUBLIC;
 GRANT ALL ON FUNCTION rag.task_may_become(current text, next text) TO bulkhead_app;
 
+REVOKE ALL ON FUNCTION rag.variants_v1(word text) FROM PUBLIC;
+GRANT ALL ON FUNCTION rag.variants_v1(word text) TO bulkhead_worker;
+
 REVOKE ALL ON FUNCTION seal.mint_v1(tenant uuid, subject text, lifetime_s double precision) FROM PUBLIC;
 GRANT ALL ON FUNCTION seal.mint_v1(tenant uuid, subject text, lifetime_s double precision) TO bulkhead_queue;
+
+REVOKE ALL ON FUNCTION seal.mint_v2(tenant uuid, subject text, lifetime_s double precision) FROM PUBLIC;
+GRANT ALL ON FUNCTION seal.mint_v2(tenant uuid, subject text, lifetime_s double precision) TO bulkhead_queue;
 
 REVOKE ALL ON FUNCTION seal.verified_context() FROM PUBLIC;
 
@@ -2680,31 +4572,50 @@ GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE checkpoint.checkpoint_writes TO bulkh
 
 GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE checkpoint.checkpoints TO bulkhead_app;
 
+GRANT SELECT ON TABLE rag.audience TO bulkhead_app;
+
 GRANT SELECT,INSERT,DELETE ON TABLE rag.chunk TO bulkhead_app;
 
-GRANT USAGE ON SEQUENCE rag.chunk_id_seq TO bulkhead_app;
-
 GRANT SELECT,INSERT ON TABLE rag.corpus_change TO bulkhead_app;
+GRANT DELETE,UPDATE ON TABLE rag.corpus_change TO bulkhead_worker;
+
+GRANT SELECT(tenant_id) ON TABLE rag.corpus_change TO bulkhead_maintenance;
+
+GRANT SELECT(chunks) ON TABLE rag.corpus_change TO bulkhead_maintenance;
 
 GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE rag.document TO bulkhead_app;
 
 GRANT SELECT,INSERT,DELETE ON TABLE rag.embedding TO bulkhead_app;
 
+GRANT SELECT(tenant_id) ON TABLE rag.embedding TO bulkhead_maintenance;
+
+GRANT SELECT(model_id) ON TABLE rag.embedding TO bulkhead_maintenance;
+
 GRANT SELECT ON TABLE rag.embedding_model TO bulkhead_app;
 GRANT SELECT ON TABLE rag.embedding_model TO bulkhead_maintenance;
 
-GRANT USAGE ON SEQUENCE rag.posting_block_seq TO bulkhead_app;
+GRANT USAGE ON SEQUENCE rag.ordinal_seq TO bulkhead_app;
 
-GRANT SELECT,INSERT,DELETE ON TABLE rag.posting TO bulkhead_app;
+GRANT SELECT,INSERT ON TABLE rag.posting TO bulkhead_app;
+GRANT DELETE ON TABLE rag.posting TO bulkhead_worker;
+
+GRANT SELECT ON TABLE rag.spelling TO bulkhead_app;
+GRANT INSERT,DELETE,UPDATE ON TABLE rag.spelling TO bulkhead_worker;
+
+GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE rag.sweep TO bulkhead_worker;
 
 GRANT SELECT,INSERT,UPDATE ON TABLE rag.task TO bulkhead_app;
 
 GRANT SELECT,INSERT ON TABLE rag.task_event TO bulkhead_app;
 
-GRANT SELECT ON TABLE rag.tenant TO bulkhead_app;
-GRANT SELECT,INSERT,UPDATE ON TABLE rag.tenant TO bulkhead_maintenance;
+GRANT SELECT ON TABLE rag.term TO bulkhead_app;
+GRANT INSERT,DELETE,UPDATE ON TABLE rag.term TO bulkhead_worker;
 
 GRANT SELECT,INSERT ON TABLE rag.tombstone TO bulkhead_app;
+GRANT DELETE ON TABLE rag.tombstone TO bulkhead_worker;
+
+GRANT SELECT ON TABLE rag.vector_index TO bulkhead_app;
+GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE rag.vector_index TO bulkhead_maintenance;
 
 GRANT SELECT,INSERT,UPDATE ON TABLE seal.revocation TO bulkhead_maintenance;
 

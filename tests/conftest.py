@@ -14,6 +14,18 @@ ROOT = Path(__file__).parent.parent
 OURS = ("mcp_server", "a2a_server", "workflows", "rag", "sql")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """What `make bench` can be told; docs/benchmarks.md says what for."""
+    group = parser.getgroup("bench", "benchmarks (tests/bench)")
+    group.addoption("--uscode", type=Path, help="the United States Code, one JSON object a line, gzipped")
+    group.addoption("--bench-dir", type=Path, default=ROOT / ".cache" / "bench", help="where their PostgreSQL stands")
+    group.addoption("--bench-results", type=Path, help="write what was measured into this JSON file as well")
+    group.addoption("--bench-sizes", default="100,1000,10000,40000", help="documents of each tenant")
+    group.addoption("--bench-seconds", type=float, default=5.0, help="how long each run takes")
+    group.addoption("--bench-rounds", type=int, default=3, help="alternating repetitions")
+    group.addoption("--chunks", type=int, default=1_000_000, help="size of the volume benchmark's tenant")
+
+
 @pytest.fixture(scope="session")
 def anyio_backend() -> str:
     """Run async tests on asyncio: asyncpg knows no other loop."""

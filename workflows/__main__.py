@@ -1,4 +1,4 @@
-"""`python -m workflows`: one worker process. Runs tasks and embeds documents until SIGTERM, then hands runs back."""
+"""`python -m workflows`: one worker process. Runs tasks, embeds documents and compacts indexes until SIGTERM."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager
 import anyio
 
 from rag.clients.mcp import mcp_client
+from rag.corpus.compaction import run_compactor
 from rag.corpus.embedding import EMBEDDING_CHANNEL, run_embedder
 from rag.db.listener import Wakeups, listener
 from rag.db.pool import open_database
@@ -47,7 +48,7 @@ async def _serve(settings: Settings) -> None:
 
 @asynccontextmanager
 async def worker_of(settings: Settings) -> AsyncGenerator[Worker]:
-    """Open a worker and everything that it works with; documents are embedded beside it while the block runs.
+    """Open a worker and all that it works with; beside it documents are embedded and indexes compacted meanwhile.
 
     Raises:
         Misconfigured, Unavailable: As `open_runtime`.
@@ -57,7 +58,7 @@ async def worker_of(settings: Settings) -> AsyncGenerator[Worker]:
     as_worker = dataclasses.replace(settings, database_url=settings.worker_database_url)
     async with (
         open_runtime(as_worker, audience=Audience.A2A, application=APPLICATION, claims=True) as runtime,
-        open_answerer(settings, runtime.embedder) as chat,
+        open_answerer(settings, runtime.embedders.default) as chat,
         listener(
             runtime.database.dsn,
             [RUN_CHANNEL, CANCEL_CHANNEL, EMBEDDING_CHANNEL],
@@ -67,6 +68,7 @@ async def worker_of(settings: Settings) -> AsyncGenerator[Worker]:
         anyio.create_task_group() as tasks,
     ):
         tasks.start_soon(_embed, runtime, wakeups)
+        tasks.start_soon(run_compactor, runtime.database)
         try:
             yield worker
         finally:
@@ -106,7 +108,7 @@ async def _drain_on_signal(signals: AsyncIterator[signal.Signals], worker: Worke
 
 
 async def _embed(runtime: Runtime, wakeups: Wakeups) -> None:
-    await run_embedder(runtime.database, runtime.embedder, runtime.embedding_model, wakeups=wakeups)
+    await run_embedder(runtime.database, runtime.embedders, wakeups=wakeups)
 
 
 if __name__ == "__main__":

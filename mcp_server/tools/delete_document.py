@@ -27,12 +27,13 @@ class DeleteOutput(Output):
 
     document_id: str
     deleted: bool
+    corpus_version: Annotated[int, Field(description="The version of the collection without it.")]
 
 
 async def run(runtime: Runtime, principal: Principal, arguments: DeleteArguments) -> DeleteOutput:
     """Delete from the caller's tenant."""
-    await delete_document(runtime.database, principal, arguments.document_id)
-    return DeleteOutput(document_id=str(arguments.document_id), deleted=True)
+    version = await delete_document(runtime.database, principal, arguments.document_id)
+    return DeleteOutput(document_id=str(arguments.document_id), deleted=True, corpus_version=version)
 
 
 DELETE_DOCUMENT = Tool(

@@ -20,6 +20,7 @@ class DocumentOutput(Output):
     title: str
     media_type: str
     metadata: dict[str, Any]
+    groups: Annotated[list[str], Field(description="Who may read it; empty: everyone in your organisation.")]
     version: Annotated[int, Field(description="1, and one more each time its content changed.")]
     chunks: Annotated[int, Field(description="Passages that it was cut into.")]
     characters: Annotated[int, Field(description="Length of its text.")]
@@ -35,6 +36,7 @@ def shown(document: Document) -> DocumentOutput:
         title=document.title,
         media_type=document.media_type,
         metadata=dict(document.metadata),
+        groups=list(document.groups),
         version=document.version,
         chunks=document.chunks,
         characters=document.characters,

@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from mcp_server.tools.tool import Arguments, Output, Tool
 from rag.identity.principal import Principal
 from rag.identity.scopes import Scope
-from rag.retrieval.search import DEFAULT_WEIGHTS, MAX_LIMIT, MAX_QUERY_CHARS, Hit, Mode, SearchRequest, search
+from rag.retrieval.filters import parse_filter
+from rag.retrieval.search import search
+from rag.retrieval.values import (
+    MAX_LIMIT,
+    MAX_QUERY_CHARS,
+    MAX_VERSION,
+    Fusion,
+    Hit,
+    Mode,
+    Report,
+    SearchRequest,
+)
 from rag.runtime import Runtime
 
-__all__ = ["HYBRID_SEARCH"]
+__all__ = ["FILTER_HELP", "HYBRID_SEARCH"]
+
+FILTER_HELP = (
+    'Only documents that match. Leaf: {"field": "metadata.year", "gte": 2020, "lt": 2025}; fields are source, title, '
+    "media_type, created_at, updated_at and metadata.NAME; tests are eq, in, gt, gte, lt, lte, prefix, exists. "
+    'Combine with {"all": [...]}, {"any": [...]}, {"not": {...}}. Short form: {"metadata": {"court": "district"}}.'
+)
 
 MAX_WEIGHT = 1_000_000
 
@@ -25,21 +42,52 @@ class SearchArguments(Arguments):
         Field(
             min_length=1,
             max_length=MAX_QUERY_CHARS,
-            description="What to look for: a question, a phrase, or the exact words that must occur.",
+            description="What to look for: a question or words. A phrase in double quotes must occur in every hit, "
+            "word for word; codes such as 10b-5 or 78j(b) are found exactly.",
         ),
     ]
+    phrases: Annotated[
+        bool, Field(description="false: double quotes in the query are punctuation and ask for no phrase.")
+    ] = True
     limit: Annotated[int, Field(ge=1, le=MAX_LIMIT, description="How many passages to return at most.")] = 10
     bm25_weight: Annotated[
-        float,
-        Field(ge=0, le=MAX_WEIGHT, description="Weight of exact words, relative to vector_weight; hybrid mode only."),
-    ] = DEFAULT_WEIGHTS[0]
+        Annotated[float, Field(ge=0, le=MAX_WEIGHT)] | None,
+        Field(
+            description="Weight of exact words, relative to vector_weight; hybrid mode only. Default: your tenant's."
+        ),
+    ] = None
     vector_weight: Annotated[
-        float, Field(ge=0, le=MAX_WEIGHT, description="Weight of meaning, relative to bm25_weight; hybrid mode only.")
-    ] = DEFAULT_WEIGHTS[1]
+        Annotated[float, Field(ge=0, le=MAX_WEIGHT)] | None,
+        Field(description="Weight of meaning, relative to bm25_weight; hybrid mode only. Default: your tenant's."),
+    ] = None
     mode: Annotated[
         Literal["hybrid", "keyword", "semantic"],
         Field(description="hybrid: words and meaning; keyword: words alone (BM25); semantic: meaning alone."),
     ] = "hybrid"
+    fusion: Annotated[
+        Literal["convex", "rrf"],
+        Field(description="How words and meaning become one order: by scores, or by ranks alone (RRF, k = 60)."),
+    ] = "convex"
+    filter: Annotated[dict[str, Any] | None, Field(description=FILTER_HELP)] = None
+    max_per_document: Annotated[
+        Annotated[int, Field(ge=1, le=MAX_LIMIT)] | None,
+        Field(description="So many passages of one document at most; 1 to see many documents. Default: any number."),
+    ] = None
+    min_version: Annotated[
+        Annotated[int, Field(ge=0, le=MAX_VERSION)] | None,
+        Field(
+            description="A corpus_version that a write returned: wait briefly until that write is found by both legs."
+        ),
+    ] = None
+    rerank: Annotated[bool, Field(description="Let the reranker order the hits, where one is configured.")] = True
+
+
+class TermOutput(Output):
+    """One term of the query that occurs in a passage."""
+
+    term: Annotated[str, Field(description="A word's stem, or an exact code with a leading =.")]
+    idf: Annotated[float, Field(description="How rare it is among the passages that you may read.")]
+    frequency: Annotated[int, Field(description="How often it occurs; the title counts twice.")]
 
 
 class ExplainOutput(Output):
@@ -54,7 +102,18 @@ class ExplainOutput(Output):
     vector_imputed: Annotated[
         bool, Field(description="The passage is new and its vector is still being made: vector_part is an estimate.")
     ]
-    terms: Annotated[list[str], Field(description="Word stems of the query that occur in the passage.")]
+    terms: Annotated[list[TermOutput], Field(description="Terms of the query that occur in the passage.")]
+    rerank_score: Annotated[
+        float | None, Field(description="The reranker's, on its own scale; the hits are in its order.")
+    ]
+
+
+class SpanOutput(Output):
+    """A passage by its place."""
+
+    chunk: int
+    start: int
+    end: int
 
 
 class HitOutput(Output):
@@ -70,7 +129,27 @@ class HitOutput(Output):
     end: Annotated[int, Field(description="One past the last character.")]
     text: str
     score: Annotated[float, Field(description="0 to 1, comparable within one answer only.")]
+    duplicates: Annotated[
+        list[SpanOutput], Field(description="Passages of the same document that say the same, left out for this one.")
+    ]
     explain: ExplainOutput
+
+
+class ReportOutput(Output):
+    """How the search was run."""
+
+    lexical_plan: Annotated[
+        str, Field(description="full, pruned (of the longest lists only the best passages), or off.")
+    ]
+    dense_plan: Annotated[str, Field(description="exact, hnsw, exact after hnsw, or off.")]
+    chunks: Annotated[int, Field(description="Passages that you may read and that the filter leaves.")]
+    terms: Annotated[dict[str, float], Field(description="Terms of the query that occur, with their idf.")]
+    expanded: Annotated[
+        dict[str, list[str]],
+        Field(description="Words that occur nowhere, and the near ones that were searched for instead."),
+    ]
+    timings_ms: dict[str, float]
+    cached: bool
 
 
 class SearchOutput(Output):
@@ -78,21 +157,49 @@ class SearchOutput(Output):
 
     hits: Annotated[list[HitOutput], Field(description="Best first.")]
     degraded: Annotated[
-        list[str], Field(description="Legs that could not take part: 'dense' when meaning could not be searched.")
+        list[str],
+        Field(description="What could not take part: 'dense' when meaning could not be searched, 'rerank' when late."),
     ]
+    corpus_version: Annotated[int, Field(description="The version of the collection that was searched.")]
+    stale: Annotated[bool, Field(description="min_version was not reached in time; the newest writes may be missing.")]
+    report: ReportOutput
 
 
 async def run(runtime: Runtime, principal: Principal, arguments: SearchArguments) -> SearchOutput:
     """Search the caller's tenant."""
     request = SearchRequest(
         query=arguments.query,
+        phrases=arguments.phrases,
         limit=arguments.limit,
         bm25_weight=arguments.bm25_weight,
         vector_weight=arguments.vector_weight,
         mode=Mode(arguments.mode),
+        fusion=Fusion(arguments.fusion),
+        filter=None if arguments.filter is None else parse_filter(arguments.filter),
+        max_per_document=arguments.max_per_document,
+        min_version=arguments.min_version,
+        rerank=arguments.rerank,
     )
-    result = await search(runtime.database, runtime.embedder, runtime.embedding_model, principal, request)
-    return SearchOutput(hits=[_hit(hit) for hit in result.hits], degraded=list(result.degraded))
+    result = await search(runtime.retriever, principal, request)
+    return SearchOutput(
+        hits=[_hit(hit) for hit in result.hits],
+        degraded=list(result.degraded),
+        corpus_version=result.version,
+        stale=result.stale,
+        report=_report(result.report),
+    )
+
+
+def _report(report: Report) -> ReportOutput:
+    return ReportOutput(
+        lexical_plan=report.lexical_plan,
+        dense_plan=report.dense_plan,
+        chunks=report.chunks,
+        terms=dict(report.terms),
+        expanded={word: list(near) for word, near in report.expanded.items()},
+        timings_ms=dict(report.timings_ms),
+        cached=report.cached,
+    )
 
 
 def _hit(hit: Hit) -> HitOutput:
@@ -108,6 +215,7 @@ def _hit(hit: Hit) -> HitOutput:
         end=hit.end,
         text=hit.text,
         score=hit.score,
+        duplicates=[SpanOutput(chunk=span.chunk, start=span.start, end=span.end) for span in hit.duplicates],
         explain=ExplainOutput(
             bm25_rank=why.bm25_rank,
             bm25_score=why.bm25_score,
@@ -116,7 +224,8 @@ def _hit(hit: Hit) -> HitOutput:
             vector_score=why.vector_score,
             vector_part=why.vector_part,
             vector_imputed=why.vector_imputed,
-            terms=list(why.terms),
+            terms=[TermOutput(term=term.term, idf=term.idf, frequency=term.frequency) for term in why.terms],
+            rerank_score=why.rerank_score,
         ),
     )
 

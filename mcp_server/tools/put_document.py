@@ -8,7 +8,7 @@ from pydantic import Field
 
 from mcp_server.tools.tool import Arguments, Output, Tool
 from rag.corpus.metadata import MAX_METADATA_BYTES
-from rag.corpus.store import MAX_SOURCE_BYTES, NewDocument, put_document
+from rag.corpus.store import MAX_READER_GROUPS, MAX_SOURCE_BYTES, NewDocument, put_document
 from rag.corpus.text import MAX_TEXT_CHARS, MAX_TITLE_CHARS
 from rag.identity.principal import Principal
 from rag.identity.scopes import Scope
@@ -37,6 +37,14 @@ class PutArguments(Arguments):
     metadata: Annotated[
         dict[str, Any], Field(description=f"Kept beside the document; at most {MAX_METADATA_BYTES} bytes of JSON.")
     ] = Field(default_factory=dict[str, Any])
+    groups: Annotated[
+        list[str],
+        Field(
+            max_length=MAX_READER_GROUPS,
+            description="Who may read it: members of any of these groups, of which you must be in one. Empty: "
+            "everyone in your organisation.",
+        ),
+    ] = Field(default_factory=list[str])
 
 
 class PutOutput(Output):
@@ -49,6 +57,10 @@ class PutOutput(Output):
     ]
     version: int
     chunks: Annotated[int, Field(description="Passages that the text was cut into.")]
+    corpus_version: Annotated[
+        int,
+        Field(description="For hybrid_search's min_version: such a search finds this write by words and by meaning."),
+    ]
 
 
 async def run(runtime: Runtime, principal: Principal, arguments: PutArguments) -> PutOutput:
@@ -59,6 +71,7 @@ async def run(runtime: Runtime, principal: Principal, arguments: PutArguments) -
         text=arguments.text,
         media_type=arguments.media_type,
         metadata=arguments.metadata,
+        groups=tuple(arguments.groups),
     )
     stored = await put_document(runtime.database, principal, new)
     return PutOutput(
@@ -66,6 +79,7 @@ async def run(runtime: Runtime, principal: Principal, arguments: PutArguments) -
         outcome=stored.outcome.value,
         version=stored.version,
         chunks=stored.chunks,
+        corpus_version=stored.corpus_version,
     )
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field
 
+from mcp_server.tools.hybrid_search import FILTER_HELP
 from mcp_server.tools.tool import Arguments, Output, Tool
 from rag.identity.principal import Principal
 from rag.identity.scopes import Scope
-from rag.retrieval.search import MAX_LIMIT, MAX_QUERY_CHARS, Hit, Mode, SearchRequest, search
+from rag.retrieval.filters import parse_filter
+from rag.retrieval.search import search
+from rag.retrieval.values import MAX_LIMIT, MAX_QUERY_CHARS, Hit, Mode, SearchRequest
 from rag.runtime import Runtime
 
 __all__ = ["SEARCH_DOCUMENTS"]
@@ -29,6 +32,7 @@ class FindArguments(Arguments):
         ),
     ]
     limit: Annotated[int, Field(ge=1, le=MAX_LIMIT, description="How many documents to return at most.")] = 10
+    filter: Annotated[dict[str, Any] | None, Field(description=FILTER_HELP)] = None
 
 
 class FoundOutput(Output):
@@ -53,8 +57,14 @@ class FindOutput(Output):
 
 async def run(runtime: Runtime, principal: Principal, arguments: FindArguments) -> FindOutput:
     """Search by words, and keep the best passage of each document."""
-    request = SearchRequest(query=arguments.query, limit=MAX_LIMIT, mode=Mode.KEYWORD)
-    result = await search(runtime.database, runtime.embedder, runtime.embedding_model, principal, request)
+    request = SearchRequest(
+        query=arguments.query,
+        limit=MAX_LIMIT,
+        mode=Mode.KEYWORD,
+        filter=None if arguments.filter is None else parse_filter(arguments.filter),
+        rerank=False,
+    )
+    result = await search(runtime.retriever, principal, request)
     by_document: dict[str, list[Hit]] = {}
     for hit in result.hits:
         by_document.setdefault(str(hit.document_id), []).append(hit)

@@ -12,7 +12,10 @@ from rag.cli.ask import ask
 from rag.cli.common import reporting_errors
 from rag.cli.demo import demo
 from rag.cli.doctor import doctor
+from rag.cli.embeddings import embeddings
+from rag.cli.evaluate import evaluate
 from rag.cli.ingest import ingest
+from rag.cli.maintain import maintenance
 from rag.cli.search import search
 from rag.cli.secrets import secrets
 from rag.cli.tenants import tenant, token
@@ -34,7 +37,21 @@ def cli(data_dir: Path | None) -> None:
     del data_dir  # read by settings_of from the root context
 
 
-for _command in (up, demo, migrate, tenant, token, ingest, search, ask, doctor, secrets):
+for _command in (
+    up,
+    demo,
+    migrate,
+    tenant,
+    token,
+    ingest,
+    search,
+    ask,
+    doctor,
+    embeddings,
+    evaluate,
+    maintenance,
+    secrets,
+):
     cli.add_command(_command)
 
 

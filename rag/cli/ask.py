@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text as Line
 
-from rag.cli.common import ERRORS, caller_options, caller_token, json_option, print_json, settings_of
+from rag.cli.common import ERRORS, Caller, caller_options, caller_token, json_option, print_json, settings_of
 from rag.clients.a2a import A2aClient, Accepted, Ended, Progress, Result, Text, a2a_client
 from rag.errors import BulkheadError
 from rag.identity.scopes import Audience, Scope
@@ -92,11 +92,11 @@ def show_answer(asked: Asked, console: Console, *, text: bool = True) -> None:
 @caller_options
 @json_option
 @click.pass_context
-def ask(context: click.Context, question: str, tenant: str | None, user: str | None, as_json: bool) -> None:
+def ask(context: click.Context, question: str, caller: Caller, as_json: bool) -> None:
     """Have QUESTION answered from a tenant's documents, with checked citations."""
     settings = settings_of(context)
     scopes = frozenset({Scope.TASKS_RUN, Scope.CORPUS_READ})
-    token = caller_token(settings, tenant=tenant, user=user, audience=Audience.A2A, scopes=scopes)
+    token = caller_token(settings, caller, audience=Audience.A2A, scopes=scopes)
     asked = anyio.run(_ask, settings, token, question)
     if as_json:
         flat = asdict(asked)

@@ -11,6 +11,7 @@ import json
 import sys
 from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
@@ -30,6 +31,7 @@ from rag.tenants.operator import Operator
 
 __all__ = [
     "ERRORS",
+    "Caller",
     "as_json",
     "caller_options",
     "caller_token",
@@ -89,22 +91,33 @@ def print_json(value: object) -> None:
     click.echo(as_json(value))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Caller:
+    """Whom a verb acts for."""
+
+    tenant: str | None
+    user: str | None
+    groups: tuple[str, ...]
+
+
 def caller_options(command: Callable[P, R]) -> Callable[P, R]:
-    """Add `--tenant` and `--user` to a verb that talks to our own servers."""
+    """Add `--tenant`, `--user` and `--as-group` to a verb that talks to our own servers: a `Caller` named `caller`."""
 
     @wraps(command)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
-        return command(*args, **kwargs)
+        named = {name: kwargs.pop(name) for name in ("tenant", "user", "groups")}
+        return command(*args, caller=Caller(**named), **kwargs)  # pyright: ignore[reportArgumentType, reportCallIssue]  # click passes them by name
 
+    wrapped = click.option(
+        "--as-group", "groups", multiple=True, help="A group that the user belongs to; may be repeated."
+    )(wrapped)
     wrapped = click.option("--user", default=None, help="Whom to act for. Default: your login name.")(wrapped)
     return click.option("--tenant", default=None, help="Tenant name or id; not needed where BULKHEAD_TOKEN is set.")(
         wrapped
     )
 
 
-def caller_token(
-    settings: Settings, *, tenant: str | None, user: str | None, audience: Audience, scopes: frozenset[Scope]
-) -> str:
+def caller_token(settings: Settings, caller: Caller, *, audience: Audience, scopes: frozenset[Scope]) -> str:
     """Return BULKHEAD_TOKEN, or mint a token with the keys of this installation. Blocks: call before any event loop.
 
     Raises:
@@ -113,15 +126,16 @@ def caller_token(
     """
     if settings.token is not None:
         return settings.token
-    if tenant is None:
+    if caller.tenant is None:
         raise Misconfigured("name a tenant with --tenant, or set BULKHEAD_TOKEN")
     with installation(settings) as ready:
-        found = anyio.run(_find_tenant, ready, tenant)
+        found = anyio.run(_find_tenant, ready, caller.tenant)
         return token_issuer(ready).issue(
             tenant_id=found,
-            subject=user or login_name(),
+            subject=caller.user or login_name(),
             audience=audience,
             scopes=scopes,
+            groups=caller.groups,
             lifetime_s=CLI_TOKEN_LIFETIME_S,
         )
 

@@ -151,7 +151,7 @@ def _reasons(explain: Mapping[str, Any]) -> tuple[str, str, str]:
         place = explain[f"{leg}_rank"]
         return f"{'-' if place is None else f'#{place}'} (+{explain[f'{leg}_part']:.3f})"
 
-    return rank("bm25"), rank("vector"), " ".join(explain["terms"][:6])
+    return rank("bm25"), rank("vector"), " ".join(term["term"] for term in explain["terms"][:6])
 
 
 async def _ask(settings: Settings, tenant: Tenant) -> None:

@@ -104,7 +104,7 @@ async def forged_statements(settings: Settings, victim: Tenant) -> list[Proof]:
             [f"select set_config('app.context', '{forged}', false)", "select title from rag.document"],
         ),
         ("select * from seal.key", ["select * from seal.key"]),
-        ("claim another tenant's seal from the queue", ["select seal from queue.claim_embeddings_v1(1, 0)"]),
+        ("claim another tenant's seal from the queue", ["select seal from queue.claim_embeddings_v2(1, 0)"]),
         ("truncate rag.document", ["truncate rag.document cascade"]),
         ("set role bulkhead_owner", ["set role bulkhead_owner"]),
         (

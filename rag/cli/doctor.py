@@ -27,6 +27,7 @@ from rag.identity.keys import load_public_keys, load_signing_key
 from rag.identity.principal import Principal
 from rag.identity.seal import Sealer, load_seal_keys
 from rag.installation import DATABASE, SEAL_KEYS_NAME, embedded_is_running, embedded_settings
+from rag.llm.configured import ConfiguredModel, configured_models
 from rag.llm.minilm import load_minilm
 from rag.llm.openai_embeddings import OpenAiEmbedder
 from rag.runtime import http_client
@@ -186,21 +187,28 @@ async def _redis(settings: Settings) -> str | None:
 
 
 async def _embeddings(settings: Settings) -> str:
-    if settings.embeddings_url is None:
+    default, *others = configured_models(settings)
+    seen = [await _embedding_model(settings, default)]
+    # the built-in model beside another default is loaded when a tenant needs it, and by nobody else
+    seen += [await _embedding_model(settings, model) for model in others if model.url is not None]
+    return "; ".join(seen)
+
+
+async def _embedding_model(settings: Settings, model: ConfiguredModel) -> str:
+    if model.url is None:
         embedder = load_minilm()
         await embedder.embed(["a probe"])
         await embedder.aclose()
         return f"{embedder.model} on the CPU"
     async with http_client(settings) as client:
         remote = OpenAiEmbedder(
-            client=client,
-            base_url=settings.embeddings_url,
-            model=settings.embeddings_model,
-            dimension=settings.embeddings_dimension,
-            api_key=settings.embeddings_api_key,
+            client=client, base_url=model.url, model=model.name, dimension=model.dimension, api_key=model.api_key
         )
-        await remote.check()
-    return f"{settings.embeddings_model}, {settings.embeddings_dimension} dimensions"
+        try:
+            await remote.check()
+        except BulkheadError as exc:
+            raise type(exc)(f"{model.name}: {exc.message}") from exc
+    return f"{model.name}, {model.dimension} dimensions"
 
 
 async def _language_model(settings: Settings) -> str | None:

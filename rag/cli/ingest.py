@@ -25,7 +25,7 @@ from anyio.streams.memory import MemoryObjectReceiveStream
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from rag.cli.common import ERRORS, caller_options, caller_token, json_option, print_json, settings_of
+from rag.cli.common import ERRORS, Caller, caller_options, caller_token, json_option, print_json, settings_of
 from rag.clients.mcp import McpClient, mcp_client
 from rag.corpus.parse import EXTENSIONS, ParsedDocument, Refusal, parse_many, read_file
 from rag.errors import Conflict, DocumentRefused, InvalidInput, RateLimited, Unavailable
@@ -71,9 +71,10 @@ class Report:
 
 
 class _Tally:
-    """Counts while the workers run."""
+    """What the workers share: who may read what they put, and the counts."""
 
-    def __init__(self, refused: Iterable[Refusal], stopping: anyio.Event) -> None:
+    def __init__(self, refused: Iterable[Refusal], stopping: anyio.Event, readers: Sequence[str]) -> None:
+        self.readers = list(readers)
         self.outcomes: Counter[str] = Counter()
         self.refused = list(refused)
         self.notes: list[Note] = []
@@ -111,18 +112,24 @@ def find_files(paths: Sequence[str | Path]) -> tuple[list[FoundFile], list[Refus
 
 
 async def run_ingest(
-    paths: Sequence[str | Path], client: McpClient, *, progress: bool = False, stop: anyio.Event | None = None
+    paths: Sequence[str | Path],
+    client: McpClient,
+    *,
+    readers: Sequence[str] = (),
+    progress: bool = False,
+    stop: anyio.Event | None = None,
 ) -> Report:
     """Put every document of `paths`, four at a time; those that cannot be taken in are in the report, with the reason.
 
-    `progress` shows a bar on standard error. Once `stop` is set, what is under way is finished and no more is begun.
+    `readers` are the groups that may read them. `progress` shows a bar on standard error. Once `stop` is set, what is
+    under way is finished and no more is begun.
 
     Raises:
         Unauthenticated, Forbidden: The token does not allow it.
         Unavailable: The server went away; running again continues.
     """
     files, refused = await anyio.to_thread.run_sync(find_files, paths)
-    tally = _Tally(refused, stop or anyio.Event())
+    tally = _Tally(refused, stop or anyio.Event(), readers)
     send, receive = anyio.create_memory_object_stream[FoundFile](len(files))
     for file in files:
         send.send_nowait(file)
@@ -136,10 +143,19 @@ async def run_ingest(
 
 @click.command()
 @click.argument("paths", nargs=-1, required=True, metavar="PATH...")
+@click.option(
+    "--group",
+    "readers",
+    multiple=True,
+    help="Who may read the documents: members of this group, which you must be too (--as-group); may be repeated. "
+    "Default: everyone in the tenant.",
+)
 @caller_options
 @json_option
 @click.pass_context
-def ingest(context: click.Context, paths: tuple[str, ...], tenant: str | None, user: str | None, as_json: bool) -> None:
+def ingest(
+    context: click.Context, paths: tuple[str, ...], readers: tuple[str, ...], caller: Caller, as_json: bool
+) -> None:
     """Take files, folders and globs into a tenant's collection.
 
     Markdown, text, HTML, PDF, DOCX and JSON lines are read. What cannot be taken in is listed with the reason and the
@@ -147,8 +163,9 @@ def ingest(context: click.Context, paths: tuple[str, ...], tenant: str | None, u
     """
     settings = settings_of(context)
     scopes = frozenset({Scope.CORPUS_READ, Scope.CORPUS_WRITE})
-    token = caller_token(settings, tenant=tenant, user=user, audience=Audience.MCP, scopes=scopes)
-    report = anyio.run(partial(_ingest, settings, token, paths, progress=not as_json and sys.stderr.isatty()))
+    token = caller_token(settings, caller, audience=Audience.MCP, scopes=scopes)
+    shown = not as_json and sys.stderr.isatty()
+    report = anyio.run(partial(_ingest, settings, token, paths, readers=readers, progress=shown))
     if as_json:
         print_json(dataclasses.asdict(report))
     else:
@@ -159,7 +176,9 @@ def ingest(context: click.Context, paths: tuple[str, ...], tenant: str | None, u
         sys.exit(1)
 
 
-async def _ingest(settings: Settings, token: str, paths: Sequence[str], *, progress: bool) -> Report:
+async def _ingest(
+    settings: Settings, token: str, paths: Sequence[str], *, readers: Sequence[str], progress: bool
+) -> Report:
     stop = anyio.Event()
     report: Report | None = None
     async with (
@@ -167,7 +186,7 @@ async def _ingest(settings: Settings, token: str, paths: Sequence[str], *, progr
         anyio.create_task_group() as tasks,
     ):
         tasks.start_soon(_set_on_interrupt, stop)
-        report = await run_ingest(paths, client, progress=progress, stop=stop)
+        report = await run_ingest(paths, client, readers=readers, progress=progress, stop=stop)
         tasks.cancel_scope.cancel()
     assert report is not None  # the task group ends by our own cancel only
     return report
@@ -256,6 +275,7 @@ async def _put(document: ParsedDocument | Refusal, file: FoundFile, client: McpC
         "text": document.text,
         "media_type": "text/markdown" if document.markdown else "text/plain",
         "metadata": dict(document.metadata),
+        "groups": tally.readers,
     }
     try:
         result = await _patiently(client, arguments)

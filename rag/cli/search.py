@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+import json
 from typing import Any
 
 import anyio
@@ -11,47 +11,28 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
 
-from rag.cli.common import caller_options, caller_token, json_option, print_json, settings_of
-from rag.clients.mcp import McpClient, mcp_client
+from rag.cli.common import Caller, caller_options, caller_token, json_option, print_json, settings_of
+from rag.clients.mcp import mcp_client
+from rag.errors import InvalidInput
 from rag.identity.scopes import Audience, Scope
-from rag.retrieval.search import DEFAULT_WEIGHTS, MAX_LIMIT, Mode
+from rag.retrieval.values import MAX_LIMIT, Fusion, Mode
 from rag.settings import Settings
 
-__all__ = ["run_search", "search", "show"]
+__all__ = ["search", "show"]
 
 MAX_SHOWN_CHARS = 400
 
 
-async def run_search(
-    client: McpClient,
-    query: str,
-    *,
-    limit: int = 5,
-    mode: Mode = Mode.HYBRID,
-    bm25_weight: float = DEFAULT_WEIGHTS[0],
-    vector_weight: float = DEFAULT_WEIGHTS[1],
-) -> dict[str, Any]:
-    """Return the result of the tool `hybrid_search`.
-
-    Raises:
-        BulkheadError: As `McpClient.call`.
-    """
-    return await client.call(
-        "hybrid_search",
-        {
-            "query": query,
-            "limit": limit,
-            "mode": mode.value,
-            "bm25_weight": bm25_weight,
-            "vector_weight": vector_weight,
-        },
-    )
-
-
-def show(result: dict[str, Any], console: Console) -> None:
-    """Print the hits, best first, with their score and the reason for it."""
+def show(result: dict[str, Any], console: Console, *, explain: bool = False) -> None:
+    """Print the hits, best first, with their score and the reason for it; with `explain`, all of it."""
     if "dense" in result["degraded"]:
         console.print("[yellow]the embedding model is not reachable: found by words alone[/]")
+    if "rerank" in result["degraded"]:
+        console.print("[yellow]the reranker is late: the order is that of the fused scores[/]")
+    if result["stale"]:
+        console.print("[yellow]the version asked for was not reached in time: the newest writes may be missing[/]")
+    for word, near in result["report"]["expanded"].items():
+        console.print(Text(f"no document has {word}; searched for {', '.join(near)}", style="yellow"))
     if not result["hits"]:
         console.print("nothing found")
     for place, hit in enumerate(result["hits"], 1):
@@ -60,6 +41,8 @@ def show(result: dict[str, Any], console: Console) -> None:
         console.print(Text.assemble((f"{place}. ", "dim"), (hit["title"], "bold"), (f"  {hit['score']:.3f}", "cyan")))
         about = f"{hit['source']} [{hit['start']}:{hit['end']}]  {ranks}"
         console.print(Padding(Text(about, style="dim"), (0, 0, 0, 3)))
+        if explain:
+            console.print(Padding(Text(_reason(hit), style="dim"), (0, 0, 0, 3)))
         text = " ".join(hit["text"].split())
         short = text if len(text) <= MAX_SHOWN_CHARS else text[: MAX_SHOWN_CHARS - 1] + "…"
         console.print(Padding(Text(short), (0, 0, 1, 3)))
@@ -69,39 +52,60 @@ def show(result: dict[str, Any], console: Console) -> None:
 @click.argument("query")
 @click.option("--limit", type=click.IntRange(1, MAX_LIMIT), default=5, show_default=True)
 @click.option("--mode", type=click.Choice([mode.value for mode in Mode]), default=Mode.HYBRID.value, show_default=True)
-@click.option("--bm25-weight", type=click.FloatRange(0), default=DEFAULT_WEIGHTS[0], show_default=True)
-@click.option("--vector-weight", type=click.FloatRange(0), default=DEFAULT_WEIGHTS[1], show_default=True)
+@click.option("--bm25-weight", type=click.FloatRange(0), help="Relative to --vector-weight. Default: the tenant's.")
+@click.option("--vector-weight", type=click.FloatRange(0), help="Relative to --bm25-weight. Default: the tenant's.")
+@click.option("--fusion", type=click.Choice([way.value for way in Fusion]), default="convex", show_default=True)
+@click.option(
+    "--filter", "filter_text", help='JSON, such as \'{"metadata": {"court": "district"}}\' (docs/filters.md).'
+)
+@click.option("--max-per-document", type=click.IntRange(1, MAX_LIMIT), help="So many passages of one document at most.")
+@click.option("--min-version", type=click.IntRange(0), help="A corpus version: wait until its writes are found.")
+@click.option("--explain", is_flag=True, help="Show what each score is made of, and how the search was run.")
 @caller_options
 @json_option
 @click.pass_context
-def search(  # click passes them by name
+def search(
     context: click.Context,
     query: str,
-    limit: int,
-    mode: str,
-    bm25_weight: float,
-    vector_weight: float,
-    tenant: str | None,
-    user: str | None,
+    filter_text: str | None,
+    explain: bool,
+    caller: Caller,
     as_json: bool,
+    **asked: Any,
 ) -> None:
-    """Search a tenant's collection for QUERY."""
+    """Search a tenant's collection for QUERY; words in double quotes must occur as a phrase."""
+    arguments = {name: value for name, value in asked.items() if value is not None}
+    if filter_text is not None:
+        try:
+            arguments["filter"] = json.loads(filter_text)
+        except ValueError as exc:
+            raise InvalidInput("--filter is not JSON") from exc
     settings = settings_of(context)
-    scopes = frozenset({Scope.CORPUS_READ})
-    token = caller_token(settings, tenant=tenant, user=user, audience=Audience.MCP, scopes=scopes)
-    ask = partial(
-        run_search, query=query, limit=limit, mode=Mode(mode), bm25_weight=bm25_weight, vector_weight=vector_weight
-    )
-    result = anyio.run(_search, settings, token, ask)
+    token = caller_token(settings, caller, audience=Audience.MCP, scopes=frozenset({Scope.CORPUS_READ}))
+    result = anyio.run(_search, settings, token, {"query": query, **arguments})
     if as_json:
         print_json(result)
-    else:
-        show(result, Console())
+        return
+    console = Console()
+    show(result, console, explain=explain)
+    if explain:
+        report = result["report"]
+        timings = ", ".join(f"{name} {ms:.1f} ms" for name, ms in report["timings_ms"].items())
+        plans = f"words {report['lexical_plan']}, meaning {report['dense_plan']}, {report['chunks']} chunks"
+        console.print(Text(f"{plans}; {timings}{'; cached' if report['cached'] else ''}", style="dim"))
 
 
-async def _search(settings: Settings, token: str, ask: Any) -> dict[str, Any]:
+async def _search(settings: Settings, token: str, arguments: dict[str, Any]) -> dict[str, Any]:
     async with mcp_client(settings.mcp_url, token, ca=settings.ca_certificate) as client:
-        return await ask(client)
+        return await client.call("hybrid_search", arguments)
+
+
+def _reason(hit: dict[str, Any]) -> str:
+    why = hit["explain"]
+    terms = ", ".join(f"{term['term']} x{term['frequency']} (idf {term['idf']:.2f})" for term in why["terms"])
+    cosine = "-" if why["vector_score"] is None else f"{why['vector_score']:.3f}"
+    parts = f"words {why['bm25_score']:.3f} -> {why['bm25_part']:.3f}, meaning {cosine} -> {why['vector_part']:.3f}"
+    return f"{parts}; {terms or 'no term of the query'}"
 
 
 def _rank(place: int | None) -> str:

@@ -1,6 +1,6 @@
-"""Runs the three processes of one installation side by side, as `bulkhead up` and `bulkhead demo` need them.
+"""Runs the processes of one installation side by side, as `bulkhead up` and `bulkhead demo` need them.
 
-Below: the processes themselves, started as `python -m NAME` with an environment of their own and logs in the data
+Below: the processes themselves, started by `python -m` with an environment of their own and logs in the data
 directory. A process that dies is started again; when it keeps dying, everything stops. A supervisor that was itself
 killed leaves its processes behind: the next start finds them by process id and start time, and ends them first.
 """
@@ -32,7 +32,13 @@ from rag.settings import Settings
 
 __all__ = ["PROCESSES", "free_port", "port_is_free", "running"]
 
-PROCESSES = ("mcp_server", "a2a_server", "workflows")
+PROCESSES = {
+    "mcp_server": ("mcp_server",),
+    "a2a_server": ("a2a_server",),
+    "workflows": ("workflows",),
+    "maintenance": ("rag.cli", "maintain"),
+}
+"""Names, which their logs carry, and what `python -m` runs."""
 READY_BOUND_S = 60.0
 STOP_BOUND_S = 8.0
 """`bulkhead up` promises to be gone within 10 s of SIGTERM; the database needs the rest."""
@@ -44,7 +50,7 @@ _INHERITED = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "SSL_CERT_FILE", "SSL_
 
 @asynccontextmanager
 async def running(settings: Settings, environ: Mapping[str, str]) -> AsyncGenerator[None]:
-    """Keep the three processes up while the block runs; they are ready when it begins and gone when it has ended.
+    """Keep all processes up while the block runs; they are ready when it begins and gone when it has ended.
 
     Raises:
         Conflict: Another supervisor runs on this data directory.
@@ -61,20 +67,27 @@ async def running(settings: Settings, environ: Mapping[str, str]) -> AsyncGenera
         ):
             if not port_is_free(host, port):
                 raise Misconfigured(f"port {port} is taken; set BULKHEAD_{name}_PORT to another")
-        # servers get the app login alone, and the worker its own: no owner, no maintenance, no administrator
+        # each gets its own login and no other's: servers, the worker, maintenance; none the owner's or administrator's
         narrowed = dataclasses.replace(
             settings, owner_database_url=None, maintenance_database_url=None, admin_database_url=None, token=None
         )
         inherited = {name: environ[name] for name in _INHERITED if name in environ}
         serving = dataclasses.replace(narrowed, worker_database_url=None)
         working = dataclasses.replace(narrowed, database_url=None)
+        maintaining = dataclasses.replace(
+            serving,
+            database_url=None,
+            seal_keys_file=None,
+            redis_url=None,
+            maintenance_database_url=settings.maintenance_database_url,
+        )
+        own = {"workflows": working, "maintenance": maintaining}
         children: dict[str, anyio.abc.Process] = {}
         try:
             async with anyio.create_task_group() as group:
                 for name in PROCESSES:
                     started = anyio.Event()
-                    own = working if name == "workflows" else serving
-                    env = {**inherited, **own.to_env()}
+                    env = {**inherited, **own.get(name, serving).to_env()}
                     group.start_soon(_keep, name, env, logs, settings.data_dir, children, started)
                     await started.wait()
                 await _ready(settings, logs)
@@ -97,7 +110,7 @@ async def _keep(  # start_soon passes positions only
     for _ in range(MAX_RESTARTS + 1):
         with (logs / f"{name}.log").open("ab") as log:
             child = await anyio.open_process(
-                [sys.executable, "-m", name],
+                [sys.executable, "-m", *PROCESSES[name]],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -143,7 +156,7 @@ async def _answers(client: httpx.AsyncClient, url: str) -> bool:
 
 async def _stop(children: Mapping[str, anyio.abc.Process]) -> None:
     # the worker first, so that it hands its runs back while everything it talks to is still there
-    for name in reversed(PROCESSES):
+    for name in reversed(list(PROCESSES)):
         child = children.get(name)
         if child is not None and child.returncode is None:
             with contextlib.suppress(ProcessLookupError):

@@ -65,6 +65,32 @@ def list_(context: click.Context, as_json: bool) -> None:
     Console().print(table)
 
 
+@tenant.command("set")
+@click.argument("reference", metavar="TENANT")
+@click.option("--bm25-weight", type=click.FloatRange(0), help="Of exact words in its searches; with --vector-weight.")
+@click.option("--vector-weight", type=click.FloatRange(0), help="Of meaning in its searches; with --bm25-weight.")
+@click.option("--default-weights", is_flag=True, help="Weigh as the product does.")
+@click.option("--cache/--no-cache", "caching", default=None, help="Whether results of its searches may be kept.")
+@click.pass_context
+def set_(
+    context: click.Context,
+    reference: str,
+    bm25_weight: float | None,
+    vector_weight: float | None,
+    default_weights: bool,
+    caching: bool | None,
+) -> None:
+    """Change how TENANT is searched."""
+    if (bm25_weight is None) != (vector_weight is None) or (default_weights and bm25_weight is not None):
+        raise InvalidInput("give both --bm25-weight and --vector-weight, or --default-weights")
+    weights = None if bm25_weight is None or vector_weight is None else (bm25_weight, vector_weight)
+    if weights is None and not default_weights and caching is None:
+        raise InvalidInput("say what to set: weights, --default-weights, --cache or --no-cache")
+    with installation(settings_of(context)) as settings:
+        anyio.run(_set, settings, reference, weights, weights is not None or default_weights, caching)
+    click.echo("set")
+
+
 @click.group(invoke_without_command=True)
 @click.option("--tenant", "reference", help="Tenant name or id.")
 @click.option("--user", default=None, help="The token's subject. Default: your login name.")
@@ -133,6 +159,17 @@ async def _create(settings: Settings, name: str, tier: Tier, language: str) -> T
         return await verbs.create_tenant(name, tier=tier, language=language)
 
 
+async def _set(
+    settings: Settings, reference: str, weights: tuple[float, float] | None, weighs: bool, caching: bool | None
+) -> None:
+    async with operator(settings) as verbs:
+        tenant_id = (await verbs.find_tenant(reference)).tenant_id
+        if weighs:
+            await verbs.set_weights(tenant_id, weights)
+        if caching is not None:
+            await verbs.set_caching(tenant_id, allowed=caching)
+
+
 async def _list(settings: Settings) -> list[Tenant]:
     async with operator(settings) as verbs:
         return await verbs.list_tenants()
@@ -160,5 +197,7 @@ def _as_dict(one: Tenant) -> dict[str, object]:
         "name": one.name,
         "tier": one.tier.value,
         "language": one.language,
+        "weights": one.weights,
+        "cache_results": one.cache_results,
         "created_at": one.created_at.isoformat(),
     }

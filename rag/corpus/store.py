@@ -23,7 +23,7 @@ from rag.corpus.metadata import check_metadata
 from rag.corpus.text import clean_text, clean_title
 from rag.db.pool import Database, Row
 from rag.errors import DocumentRefused, InvalidInput, NotFound
-from rag.identity.principal import Principal
+from rag.identity.principal import MAX_NAME, Principal
 from sql import load_queries
 
 __all__ = [
@@ -51,6 +51,7 @@ MAX_PART_CHARS = 40_000
 """Longest text that one read returns: with its JSON copy, at twelve bytes a character where both are escaped, it stays
 below the 1 MiB that MCP clients take per event."""
 MAX_PAGE = 100
+MAX_READER_GROUPS = 32
 MEDIA_TYPES = frozenset({"text/plain", "text/markdown"})
 """Of the text as it is handed in: what it was before a reader made text of it is the client's business."""
 _THREAD_ABOVE_CHARS = 20_000
@@ -78,6 +79,8 @@ class NewDocument:
     text: str
     media_type: str = "text/plain"
     metadata: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    groups: tuple[str, ...] = ()
+    """Who may read it: members of any of these. Empty: everyone in the tenant."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +91,8 @@ class Stored:
     outcome: Outcome
     version: int
     chunks: int
+    corpus_version: int
+    """Counts the writes that the caller can see; a search that names it as `min_version` finds this one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,6 +104,8 @@ class Document:
     title: str
     media_type: str
     metadata: Mapping[str, Any]
+    groups: tuple[str, ...]
+    """Who may read it; empty: everyone in the tenant."""
     version: int
     chunks: int
     characters: int
@@ -130,11 +137,15 @@ def document_id_of(tenant_id: UUID, source: str) -> UUID:
 
 
 async def put_document(database: Database, principal: Principal, new: NewDocument) -> Stored:
-    """Store `new`, replacing the document of the same source; the same content again changes nothing.
+    """Store `new`, replacing the document of the same source; the same again changes nothing.
+
+    Other readers alone keep the vectors. From the next statement on nobody finds it who may no longer read it.
 
     Raises:
         DocumentRefused: The text is empty, too long, or holds what no stored text may hold.
-        InvalidInput: The source, title, type or metadata is malformed.
+        InvalidInput: The source, title, type, metadata or groups are malformed.
+        Forbidden: The caller belongs to none of the groups.
+        Conflict: The source names a document that the caller may not read.
         SealRefused, Revoked, Unavailable: The database does not take it.
     """
     new = await _off_loop(_cleaned, new)
@@ -144,9 +155,13 @@ async def put_document(database: Database, principal: Principal, new: NewDocumen
         stored = await session.fetch_one(
             _QUERIES["stored_hash"], tenant_id=principal.tenant_id, document_id=document_id
         )
-    if stored is not None and stored["content_hash"] == content_hash:
+    if stored is not None and (stored["content_hash"], tuple(stored["groups"])) == (content_hash, new.groups):
         return Stored(
-            document_id=document_id, outcome=Outcome.UNCHANGED, version=stored["version"], chunks=stored["chunks"]
+            document_id=document_id,
+            outcome=Outcome.UNCHANGED,
+            version=stored["version"],
+            chunks=stored["chunks"],
+            corpus_version=stored["corpus_version"],
         )
     chunks = await _off_loop(_cut, new)
     if not chunks:
@@ -159,6 +174,7 @@ async def put_document(database: Database, principal: Principal, new: NewDocumen
             title=new.title,
             media_type=new.media_type,
             metadata=dict(new.metadata),
+            groups=list(new.groups),
             content_hash=content_hash,
             text=new.text,
             starts=[piece.start for piece in chunks],
@@ -167,7 +183,13 @@ async def put_document(database: Database, principal: Principal, new: NewDocumen
             texts=[piece.text for piece in chunks],
         )
     assert row is not None
-    return Stored(document_id=document_id, outcome=Outcome(row["outcome"]), version=row["version"], chunks=len(chunks))
+    return Stored(
+        document_id=document_id,
+        outcome=Outcome(row["outcome"]),
+        version=row["version"],
+        chunks=len(chunks),
+        corpus_version=row["corpus_version"],
+    )
 
 
 async def get_document(
@@ -217,16 +239,18 @@ async def list_documents(database: Database, principal: Principal, *, after: str
     return Page(documents=documents, next_after=documents[-1].source if len(rows) > limit else None)
 
 
-async def delete_document(database: Database, principal: Principal, document_id: UUID) -> None:
-    """Remove a document; no search or read finds it any more when this returns.
+async def delete_document(database: Database, principal: Principal, document_id: UUID) -> int:
+    """Remove a document and return the corpus version without it; no search or read finds it when this returns.
 
     Raises:
         NotFound: There is no such document in this tenant.
         SealRefused, Revoked, Unavailable: The database does not answer.
     """
     async with database.tenant(principal) as session:
-        if not await session.fetch_value(_QUERIES["delete_document"], document_id=document_id):
+        version = await session.fetch_value(_QUERIES["delete_document"], document_id=document_id)
+        if version is None:
             raise NotFound("there is no document of that id")
+        return int(version)
 
 
 async def pending_embeddings(database: Database, principal: Principal) -> int:
@@ -252,7 +276,17 @@ def _cleaned(new: NewDocument) -> NewDocument:
         text=clean_text(new.text),
         media_type=new.media_type,
         metadata=new.metadata,
+        groups=_groups(new.groups),
     )
+
+
+def _groups(groups: tuple[str, ...]) -> tuple[str, ...]:
+    if len(groups) > MAX_READER_GROUPS:
+        raise InvalidInput(f"a document can be given to at most {MAX_READER_GROUPS} groups")
+    for group in groups:
+        if not 0 < len(group) <= MAX_NAME or not group.isprintable():
+            raise InvalidInput(f"a group's name is 1 to {MAX_NAME} printable characters")
+    return tuple(sorted(set(groups)))
 
 
 def _source(source: str) -> str:
@@ -295,6 +329,7 @@ def _document(row: Row) -> Document:
         title=row["title"],
         media_type=row["media_type"],
         metadata=row["metadata"],
+        groups=tuple(row["groups"]),
         version=row["version"],
         chunks=row["chunks"],
         characters=row["characters"],

@@ -6,7 +6,7 @@ Below: asyncpg. Above: `pool`. A domain that wants a constraint to mean somethin
 from __future__ import annotations
 
 import logging
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 
 import asyncpg
@@ -15,7 +15,9 @@ from rag.errors import (
     BulkheadError,
     Conflict,
     FenceLost,
+    Forbidden,
     InvalidInput,
+    ModelSwitched,
     NotFound,
     Revoked,
     SealRefused,
@@ -31,11 +33,24 @@ CONSTRAINTS: Mapping[str, tuple[type[BulkheadError], str]] = {
     "tenant_name_unique": (Conflict, "a tenant of that name exists"),
     "tenant_name_form": (InvalidInput, "a tenant's name is 1 to 63 characters of a-z, 0-9 and -, not starting with -"),
     "tenant_tier_known": (InvalidInput, "the tier is free, pro or enterprise"),
+    "tenant_weights": (InvalidInput, "a tenant's two weights are set together, 0 or more, and not both 0"),
     "document_source_length": (InvalidInput, "a source is 1 to 1024 characters long"),
     "document_title_length": (InvalidInput, "a title is 1 to 512 characters long"),
+    "document_chunks_fit": (InvalidInput, "the document has more than 1048575 passages"),
+    "audience_groups": (InvalidInput, "a document can be given to at most 32 groups"),
     "task_context_length": (InvalidInput, "a contextId is 1 to 256 characters long"),
     "task_event_task": (NotFound, "there is no such task"),
     "revocation_tenant_id_fkey": (NotFound, "there is no such tenant"),
+}
+
+
+RAISED: Mapping[str, Callable[[str], BulkheadError]] = {
+    # what our own functions raise, and the detail that they raise it with
+    "BH001": lambda _: FenceLost(),
+    "BH002": lambda _: TaskNotCancelable(),
+    "BH003": lambda _: Conflict("this source names a document that you may not read; choose another source"),
+    "BH004": lambda _: Forbidden("a document can be given to groups only by a member of one of them"),
+    "BH005": lambda detail: ModelSwitched(model_id=int(detail)),
 }
 
 
@@ -46,6 +61,7 @@ def translated() -> Generator[None]:
     Raises:
         SealRefused, Revoked: The database refused the tenant context (SQLSTATE 42501).
         FenceLost, TaskNotCancelable: BH001 and BH002 of the task functions.
+        Conflict, Forbidden, ModelSwitched: BH003 to BH005 of the corpus and the search.
         Unavailable: The connection is gone, the server is starting, or the statement ran into its time limit.
         BulkheadError: Anything else; the detail goes to the log, without values.
     """
@@ -65,10 +81,8 @@ def _of(exc: asyncpg.PostgresError) -> BulkheadError:
     match str(getattr(exc, "sqlstate", "")):
         case "42501":
             return Revoked() if getattr(exc, "detail", None) == "revoked" else SealRefused()
-        case "BH001":
-            return FenceLost()
-        case "BH002":
-            return TaskNotCancelable()
+        case state if state in RAISED:
+            return RAISED[state](str(getattr(exc, "detail", None) or ""))
         case "57014":
             return Unavailable("the database took too long; try again")
         case "40001" | "40P01" | "55P03":

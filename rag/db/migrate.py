@@ -149,7 +149,10 @@ async def register_embedding_model(owner_dsn: str, *, name: str, dimension: int)
     """
     async with _connected(owner_dsn) as connection:
         await connection.execute(
-            "insert into rag.embedding_model (name, dimension) values ($1, $2) on conflict do nothing",
+            # looked for first: an insert that conflicts uses up one of the 32 767 ids all the same, at every start
+            "insert into rag.embedding_model (name, dimension) select $1::text, $2::integer "
+            "where not exists (select from rag.embedding_model where name = $1 and dimension = $2) "
+            "on conflict do nothing",
             name,
             dimension,
         )

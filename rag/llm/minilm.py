@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from tokenizers import Tokenizer
 from rag.errors import EmbedderUnavailable, Misconfigured
 from rag.llm.ports import Vectors
 
-__all__ = ["DIMENSION", "MAX_PIECES", "MODEL", "MODEL_DIRECTORY", "MiniLmEmbedder", "load_minilm"]
+__all__ = ["DIMENSION", "MAX_PIECES", "MODEL", "MODEL_DIRECTORY", "DeferredMiniLm", "MiniLmEmbedder", "load_minilm"]
 
 MODEL = "all-MiniLM-L6-v2"
 DIMENSION = 384
@@ -78,6 +79,44 @@ class MiniLmEmbedder:
     async def aclose(self) -> None:
         """Release the model's memory; a run under way still ends."""
         self._session = None
+
+
+class DeferredMiniLm:
+    """Satisfies `rag.llm.ports.Embedder`: the model is loaded when it is first asked, and not before.
+
+    For processes whose default is another model: most of them never need this one.
+    """
+
+    def __init__(self, *, threads: int = 1) -> None:
+        """`threads` as `load_minilm` has it."""
+        self._threads = threads
+        self._loaded: MiniLmEmbedder | None = None
+        self._turn = anyio.Lock()
+
+    @property
+    def model(self) -> str:
+        """The model's name."""
+        return MODEL
+
+    @property
+    def dimension(self) -> int:
+        """Length of each vector."""
+        return DIMENSION
+
+    async def embed(self, texts: Sequence[str]) -> Vectors:
+        """See `rag.llm.ports.Embedder.embed`."""
+        async with self._turn:
+            if self._loaded is None:
+                try:
+                    self._loaded = await anyio.to_thread.run_sync(partial(load_minilm, threads=self._threads))
+                except Misconfigured as exc:
+                    raise EmbedderUnavailable(exc.message) from exc
+        return await self._loaded.embed(texts)
+
+    async def aclose(self) -> None:
+        """Release the model's memory."""
+        if self._loaded is not None:
+            await self._loaded.aclose()
 
 
 def load_minilm(*, threads: int = 1, directory: Path = MODEL_DIRECTORY) -> MiniLmEmbedder:

@@ -85,13 +85,14 @@ class OpenAiEmbedder:
             if isinstance(exc.__cause__, Refused):
                 raise Misconfigured(
                     f"{_WHAT} refuses requests (HTTP {exc.__cause__.status}): "
-                    "check BULKHEAD_EMBEDDINGS_URL, BULKHEAD_EMBEDDINGS_MODEL and BULKHEAD_EMBEDDINGS_API_KEY"
+                    "check BULKHEAD_EMBEDDINGS_URL, BULKHEAD_EMBEDDINGS_MODEL and BULKHEAD_EMBEDDINGS_API_KEY, "
+                    "or the model's entry in BULKHEAD_EMBEDDINGS_FILE"
                 ) from exc
             raise
         if found != self._dimension:
             raise Misconfigured(
                 f"{_WHAT} answers vectors of {found} numbers, {self._dimension} are configured: "
-                "set BULKHEAD_EMBEDDINGS_DIMENSION, or another model"
+                "set BULKHEAD_EMBEDDINGS_DIMENSION or the entry in BULKHEAD_EMBEDDINGS_FILE, or another model"
             )
 
     async def aclose(self) -> None:

@@ -1,10 +1,11 @@
-"""What an operator does to tenants: create, list, find, revoke. Runs as the maintenance login, never in a server.
+"""What an operator does to tenants: create, list, find, set, revoke. Runs as the maintenance login, never in a server.
 
 Below: `rag.db`. Above: the CLI. A server knows its tenant from the sealed context and has no use for this module.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -12,8 +13,8 @@ from uuid import UUID
 
 from rag.clock import Clock, system_clock
 from rag.db.pool import Database, Row
-from rag.errors import NotFound
-from sql import load_queries
+from rag.errors import InvalidInput, NotFound
+from sql import Query, load_queries
 
 __all__ = ["Operator", "Tenant", "Tier"]
 
@@ -37,6 +38,9 @@ class Tenant:
     name: str
     tier: Tier
     language: str
+    weights: tuple[float, float] | None
+    """BM25 and vectors in the tenant's searches; None: the product's default."""
+    cache_results: bool
     created_at: datetime
 
 
@@ -78,6 +82,32 @@ class Operator:
             raise NotFound(f"there is no tenant {reference!r}; `bulkhead tenant list` shows all")
         return _tenant(row)
 
+    async def set_weights(self, tenant_id: UUID, weights: tuple[float, float] | None) -> None:
+        """Weigh BM25 and vectors so in the tenant's searches from now on; None: as the product does.
+
+        Raises:
+            InvalidInput: A weight is negative or no number, or both are 0.
+            NotFound: There is no such tenant.
+        """
+        # PostgreSQL sorts NaN above every number, so its check would let it pass
+        if weights is not None and not all(math.isfinite(weight) for weight in weights):
+            raise InvalidInput("a weight is a number")
+        bm25, vector = weights or (None, None)
+        await self._set(_QUERIES["set_weights"], tenant_id, bm25_weight=bm25, vector_weight=vector)
+
+    async def set_caching(self, tenant_id: UUID, *, allowed: bool) -> None:
+        """Allow or forbid to keep results of the tenant's searches.
+
+        Raises:
+            NotFound: There is no such tenant.
+        """
+        await self._set(_QUERIES["set_caching"], tenant_id, allowed=allowed)
+
+    async def _set(self, query: Query, tenant_id: UUID, **values: object) -> None:
+        async with self.database.unsafe_unscoped(reason=_REASON) as session:
+            if await session.fetch_one(query, tenant_id=tenant_id, **values) is None:
+                raise NotFound("there is no such tenant")
+
     async def revoke_token(self, tenant_id: UUID, token_id: str) -> None:
         """End one token (its `jti`), and every token that was exchanged from it, from the next statement on.
 
@@ -115,5 +145,7 @@ def _tenant(row: Row) -> Tenant:
         name=row["name"],
         tier=Tier(row["tier"]),
         language=str(row["language"]).removeprefix("pg_catalog."),
+        weights=None if row["bm25_weight"] is None else (row["bm25_weight"], row["vector_weight"]),
+        cache_results=row["cache_results"],
         created_at=row["created_at"],
     )

@@ -1,21 +1,21 @@
 -- put_document
--- Writes the document that its source names; says created, updated or unchanged, and the version that now stands.
-select p.outcome, p.version
-from rag.put_document_v1(
-    {document_id}, {source}, {title}, {media_type}, {metadata}, {content_hash}, {text},
+-- Writes the document that its source names; says created, updated or unchanged, and the versions that now stand.
+select p.outcome, p.version, p.corpus_version
+from rag.put_document_v2(
+    {document_id}, {source}, {title}, {media_type}, {metadata}, {groups}, {content_hash}, {text},
     {starts}, {ends}, {headings}, {texts}
 ) p;
 
 -- stored_hash
 -- What an identical document would be recognised by, before any work is spent on it.
-select d.content_hash, d.version, d.chunks
+select d.content_hash, d.groups, d.version, d.chunks, rag.corpus_version_v1() as corpus_version
 from rag.document d
 where d.tenant_id = {tenant_id} and d.document_id = {document_id};
 
 -- get_document
 -- One document with the asked part of its text; `first` counts characters from 0.
 select
-    d.document_id, d.source, d.title, d.media_type, d.metadata, d.version, d.chunks, d.created_at, d.updated_at,
+    d.document_id, d.source, d.title, d.media_type, d.metadata, d.groups, d.version, d.chunks, d.created_at, d.updated_at,
     length(d.text) as characters,
     substr(d.text, {first}::integer + 1, {wanted}::integer) as part
 from rag.document d
@@ -24,7 +24,7 @@ where d.tenant_id = {tenant_id} and d.document_id = {document_id};
 -- list_documents
 -- Documents in the order of their source, after the one named; one more than a page tells whether there is another.
 select
-    d.document_id, d.source, d.title, d.media_type, d.metadata, d.version, d.chunks, d.created_at, d.updated_at,
+    d.document_id, d.source, d.title, d.media_type, d.metadata, d.groups, d.version, d.chunks, d.created_at, d.updated_at,
     length(d.text) as characters
 from rag.document d
 where d.tenant_id = {tenant_id} and d.source > {after}
@@ -32,8 +32,8 @@ order by d.source
 limit {wanted};
 
 -- delete_document
--- Removes a document; false when there was none.
-select rag.delete_document_v1({document_id});
+-- Removes a document and returns the corpus version without it; null when there was none.
+select rag.delete_document_v2({document_id});
 
 -- pending_embeddings
 -- How many of this tenant's documents still wait for vectors.
@@ -42,7 +42,7 @@ select queue.pending_embeddings_v1();
 -- claim_embeddings
 -- Leases documents whose chunks wait for vectors, each with a seal for its tenant.
 select c.document_id, c.attempts, c.seal
-from queue.claim_embeddings_v1({wanted}, {lease_s}) c;
+from queue.claim_embeddings_v2({wanted}, {lease_s}) c;
 
 -- hold_document
 -- Keeps writers away from a document until this transaction ends; no row when it is gone.
@@ -68,8 +68,8 @@ limit {wanted};
 
 -- store_vectors
 -- Adds vectors to chunks of a document that is held; those that were deleted before are passed over.
-insert into rag.embedding (tenant_id, model_id, chunk_id, document_id, vector)
-select c.tenant_id, {model_id}, c.chunk_id, c.document_id, v.vector
+insert into rag.embedding (tenant_id, model_id, chunk_id, document_id, vector, audience)
+select c.tenant_id, {model_id}, c.chunk_id, c.document_id, v.vector, c.audience
 from unnest({chunk_ids}::bigint[], {vectors}::public.halfvec[]) as v (chunk_id, vector)
 join rag.chunk c on c.tenant_id = (select rag.current_tenant()) and c.chunk_id = v.chunk_id
 on conflict do nothing;

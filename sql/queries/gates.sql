@@ -77,8 +77,11 @@ from (
     ) as e (wall)
     where p.polpermissive
         and exists (select from unnest(p.polroles) as r (oid) where r.oid = 0 or pg_has_role(r.oid, 'usage'))
-        and regexp_replace(coalesce(e.wall, ''), '\s', '', 'g')
-            <> '(tenant_id=(SELECTrag.current_tenant()AScurrent_tenant))'
+        and regexp_replace(coalesce(e.wall, ''), '\s', '', 'g') not in (
+            '(tenant_id=(SELECTrag.current_tenant()AScurrent_tenant))',
+            '((tenant_id=(SELECTrag.current_tenant()AScurrent_tenant))'
+                'AND(audience=ANY((SELECTrag.current_audiences()AScurrent_audiences)::bigint[])))'
+        )
 ) as found
 order by power;
 

@@ -31,13 +31,14 @@ from rag.errors import DocumentRefused, EmbedderUnavailable, InvalidInput, NotFo
 from rag.identity.principal import Principal
 from rag.llm.minilm import MiniLmEmbedder, load_minilm
 from rag.llm.ports import Vectors
-from rag.retrieval.search import Mode, SearchRequest, search
+from rag.retrieval.search import search
+from rag.retrieval.values import Mode, SearchRequest
 from sql import Query, load_queries
+from tests.support.retrieval import only, retriever
 from tests.support.world import World
 
 pytestmark = pytest.mark.anyio
 BOUND_S = 5.0
-MODEL = 1
 COUNT_VECTORS = Query(name="count_vectors", description="", text="select count(*) from rag.embedding", parameters=())
 TEXT = "# Fraud\n\nIt is unlawful to use a manipulative device.\n\n## Remedies\n\nThe court may grant an injunction."
 
@@ -81,7 +82,7 @@ async def vectors(place: Place) -> int:
 async def found(place: Place, query: str) -> list[str]:
     """Return the sources that a keyword search finds, best first."""
     request = SearchRequest(query=query, mode=Mode.KEYWORD)
-    result = await search(place.database, Stopped(), MODEL, place.principal, request)
+    result = await search(retriever(place.database, Stopped()), place.principal, request)
     return [hit.source for hit in result.hits]
 
 
@@ -153,12 +154,12 @@ async def test_an_update_replaces_what_is_found(place: Place) -> None:
 
 async def test_a_deleted_document_is_gone_from_every_read_at_once(place: Place, minilm: MiniLmEmbedder) -> None:
     stored = await put_document(place.database, place.principal, new())
-    assert await embed_due(place.database, minilm, MODEL) == 1
+    assert await embed_due(place.database, only(minilm)) == 1
     assert await vectors(place) > 0
     await delete_document(place.database, place.principal, stored.document_id)
     assert await found(place, "manipulative device") == []
     semantic = SearchRequest(query="manipulative device", mode=Mode.SEMANTIC)
-    assert (await search(place.database, minilm, MODEL, place.principal, semantic)).hits == ()
+    assert (await search(retriever(place.database, minilm), place.principal, semantic)).hits == ()
     assert (await list_documents(place.database, place.principal)).documents == ()
     assert await vectors(place) == 0
     with pytest.raises(NotFound):
@@ -252,16 +253,16 @@ async def test_vectors_follow_and_the_queue_empties(place: Place, minilm: MiniLm
     for number in range(3):
         await put_document(place.database, place.principal, new(source=f"{number}.md"))
     assert await pending_embeddings(place.database, place.principal) == 3
-    assert await embed_due(place.database, minilm, MODEL) == 3
+    assert await embed_due(place.database, only(minilm)) == 3
     assert await pending_embeddings(place.database, place.principal) == 0
     assert await vectors(place) == 3
-    assert await embed_due(place.database, minilm, MODEL) == 0
+    assert await embed_due(place.database, only(minilm)) == 0
 
 
 async def test_an_embedder_that_fails_leaves_the_document_for_later(place: Place) -> None:
     await put_document(place.database, place.principal, new())
     with pytest.raises(EmbedderUnavailable):
-        await embed_due(place.database, Stopped(), MODEL)
+        await embed_due(place.database, only(Stopped()))
     assert await pending_embeddings(place.database, place.principal) == 1
     assert await found(place, "injunction") == ["law/fraud.md"]
 
@@ -279,7 +280,7 @@ async def test_the_loop_outlives_a_failing_embedder_and_then_catches_up(place: P
     await put_document(place.database, place.principal, new(source="1.md"))
     with anyio.fail_after(BOUND_S * 2):
         async with anyio.create_task_group() as group:
-            group.start_soon(partial(run_embedder, place.database, Recovering(), MODEL, wakeups=Wakeups()))
+            group.start_soon(partial(run_embedder, place.database, only(Recovering()), wakeups=Wakeups()))
             await failed.wait()
             await put_document(place.database, place.principal, new(source="2.md"))
             while await pending_embeddings(place.database, place.principal) == 2:  # each look waits for the database
@@ -302,7 +303,7 @@ async def test_a_document_deleted_or_replaced_during_inference_leaves_no_stray_v
                 await put_document(place.database, place.principal, new(text="Quite other words."))
             return await minilm.embed(texts)
 
-    await embed_due(place.database, Meanwhile(), MODEL)
+    await embed_due(place.database, only(Meanwhile()))
     assert await vectors(place) == 1
 
     class Deleted(Stopped):
@@ -311,7 +312,7 @@ async def test_a_document_deleted_or_replaced_during_inference_leaves_no_stray_v
             return await minilm.embed(texts)
 
     await put_document(place.database, place.principal, new(text="A third edition."))
-    await embed_due(place.database, Deleted(), MODEL)
+    await embed_due(place.database, only(Deleted()))
     assert await vectors(place) == 0
     assert await pending_embeddings(place.database, place.principal) == 0
 
@@ -342,7 +343,7 @@ async def test_a_deletion_that_commits_while_its_vectors_are_stored_is_no_failur
 
     with anyio.fail_after(BOUND_S):
         async with anyio.create_task_group() as tasks:
-            assert await embed_due(place.database, Deleting(), MODEL) == 1
+            assert await embed_due(place.database, only(Deleting())) == 1
     assert await vectors(place) == 0
 
 
@@ -350,7 +351,7 @@ async def test_a_put_that_commits_while_its_document_leaves_the_queue_is_not_for
     world: World, place: Place, minilm: MiniLmEmbedder
 ) -> None:
     stored = await put_document(place.database, place.principal, new())
-    await embed_due(place.database, minilm, MODEL)
+    await embed_due(place.database, only(minilm))
     watcher = await asyncpg.connect(world.superuser_url)
     written = anyio.Event()
 
@@ -363,6 +364,7 @@ async def test_a_put_that_commits_while_its_document_leaves_the_queue_is_not_for
                 title="Fraud",
                 media_type="text/plain",
                 metadata={},
+                groups=[],
                 content_hash=b"another",
                 text="Quite other words.",
                 starts=[0],
@@ -391,8 +393,8 @@ async def test_a_put_that_commits_while_its_document_leaves_the_queue_is_not_for
     )
     with anyio.fail_after(BOUND_S):
         async with anyio.create_task_group() as tasks:
-            assert await embed_due(place.database, Putting(), MODEL) == 2
-        await embed_due(place.database, minilm, MODEL)
+            assert await embed_due(place.database, only(Putting())) == 2
+        await embed_due(place.database, only(minilm))
     await watcher.close()
     assert await vectors(place) == 2
     assert await pending_embeddings(place.database, place.principal) == 0
@@ -409,4 +411,4 @@ async def test_a_revoked_token_writes_and_reads_nothing(world: World) -> None:
         with pytest.raises(Revoked):
             await get_document(database, principal, stored.document_id)
         with pytest.raises(Revoked):
-            await search(database, Stopped(), MODEL, principal, SearchRequest(query="fraud", mode=Mode.KEYWORD))
+            await search(retriever(database, Stopped()), principal, SearchRequest(query="fraud", mode=Mode.KEYWORD))

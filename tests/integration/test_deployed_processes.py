@@ -35,6 +35,7 @@ from tests.support.deployment import (
     PROFILES,
     ROOT,
     SERVERS,
+    SERVICES,
     Container,
     containers_of,
     free_port,
@@ -117,7 +118,7 @@ async def test_every_service_starts_serves_over_tls_and_stops_on_sigterm(
     ports = {"mcp-server": free_port(), "a2a-server": free_port()}
     with ExitStack() as stack:
         running = {
-            name: stack.enter_context(_process(containers[name], ports, tmp_path / f"{name}.log")) for name in SERVERS
+            name: stack.enter_context(_process(containers[name], ports, tmp_path / f"{name}.log")) for name in SERVICES
         }
         for process in running.values():
             stack.callback(process.kill)
@@ -139,7 +140,8 @@ async def test_every_service_starts_serves_over_tls_and_stops_on_sigterm(
                     }
                     answer = await client.post(endpoint, headers=headers, json=INITIALIZE)
                     assert answer.status_code == status, (host, answer.text)
-            await _listens(server, f"served_{profile}", running["worker"])
+            await _connects(server, f"served_{profile}", "bulkhead-worker-listen", running["worker"])
+            await _connects(server, f"served_{profile}", "bulkhead-maintenance", running["maintenance"])
         for process in running.values():
             process.send_signal(signal.SIGTERM)
         for name, process in running.items():
@@ -182,13 +184,13 @@ async def _ready(client: httpx.AsyncClient, url: str, process: subprocess.Popen[
         await anyio.sleep(POLL_S)
 
 
-async def _listens(server: str, database: str, process: subprocess.Popen[bytes]) -> None:
-    """Wait until the worker listens for work."""
+async def _connects(server: str, database: str, application: str, process: subprocess.Popen[bytes]) -> None:
+    """Wait until the process has opened the connection of that name: the last thing that its start does."""
     connection = await asyncpg.connect(server)
     try:
         query = "select count(*) from pg_stat_activity where datname = $1 and application_name = $2"
-        while not await connection.fetchval(query, database, "bulkhead-worker-listen"):
-            assert process.poll() is None, f"the worker ended with {process.returncode}"
+        while not await connection.fetchval(query, database, application):
+            assert process.poll() is None, f"{application} ended with {process.returncode}"
             await anyio.sleep(POLL_S)
     finally:
         await connection.close()

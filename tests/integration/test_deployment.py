@@ -29,12 +29,13 @@ from rag.errors import Misconfigured
 from rag.identity.keys import load_public_keys, load_signing_key
 from rag.identity.seal import load_seal_keys
 from rag.installation import bootstrap_from_urls
-from rag.settings import SECRETS, Settings
+from rag.settings import SECRETS, URL_SCHEMES, Settings
 from tests.support.deployment import (
     COMPOSE_VARIABLES,
     PROFILES,
     ROOT,
     SERVERS,
+    SERVICES,
     Container,
     compose,
     containers_of,
@@ -83,8 +84,10 @@ def test_compose_refuses_to_start_without_secrets() -> None:
 
 
 def test_every_container_reads_its_settings_from_the_files_that_it_is_given(containers: dict[str, Container]) -> None:
-    for container in containers.values():
+    for name, container in containers.items():
         settings = container.settings  # raises for an unknown variable, an unreadable file, a bad combination
+        if name == "maintenance":  # works for no tenant and answers no caller: it has no keys
+            continue
         assert settings.seal_keys_file is not None
         load_seal_keys(settings.seal_keys_file)
         assert len(load_public_keys(settings.certs_dir)) == 1
@@ -102,6 +105,9 @@ def test_only_who_needs_a_login_or_a_key_holds_it(containers: dict[str, Containe
         assert settings.owner_database_url is None
         assert settings.admin_database_url is None
         assert settings.maintenance_database_url is None
+    held_by_maintenance = {field for field in URL_SCHEMES if getattr(held["maintenance"], field) is not None}
+    assert held_by_maintenance - {"mcp_public_url", "a2a_public_url", "otlp_endpoint"} == {"maintenance_database_url"}
+    assert held["maintenance"].seal_keys_file is None
     signers = set[str]()
     for name, settings in held.items():
         try:
@@ -112,11 +118,11 @@ def test_only_who_needs_a_login_or_a_key_holds_it(containers: dict[str, Containe
     assert signers == {"worker", "operator"}
     assert held["operator"].admin_database_url is None
     assert held["operator"].owner_database_url is None
-    for name in SERVERS | {"operator"}:
+    for name in SERVICES | {"operator"}:
         text = b"".join(path.read_bytes() for path in containers[name].root.rglob("*") if path.is_file())
         assert b"bulkhead_owner" not in text
         assert b"//postgres:" not in text
-        assert (b"bulkhead_maintenance" in text) == (name == "operator")
+        assert (b"bulkhead_maintenance" in text) == (name in {"operator", "maintenance"})
         assert b"ca-key" not in b"".join(bytes(path) for path in containers[name].root.rglob("*"))
 
 
@@ -128,9 +134,10 @@ def test_secrets_come_as_files_and_never_as_values(containers: dict[str, Contain
 def test_every_command_is_a_module_or_the_script_of_this_project(containers: dict[str, Container]) -> None:
     assert 'ENTRYPOINT ["python", "-m"]' in (ROOT / "Dockerfile").read_text()
     for name, container in containers.items():
-        if name in SERVERS:
+        if name in SERVICES:
             assert container.entrypoint == []
-            (module,) = container.arguments
+            module, *verb = container.arguments
+            assert verb == (["maintain"] if name == "maintenance" else [])
             assert importlib.util.find_spec(f"{module}.__main__") is not None, module
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
     assert [*containers["migrate"].entrypoint, *containers["migrate"].arguments] == ["bulkhead", "migrate"]
@@ -224,7 +231,7 @@ def test_no_deployment_file_holds_a_secret_or_an_open_tag() -> None:
 
 def test_our_image_and_the_migration_carry_the_version_of_the_project() -> None:
     services = compose(COMPOSE_VARIABLES)["services"]
-    assert {services[name]["image"] for name in SERVERS | {"migrate", "operator"}} == {f"bulkhead:{VERSION}"}
+    assert {services[name]["image"] for name in SERVICES | {"migrate", "operator"}} == {f"bulkhead:{VERSION}"}
     for directory in ("base", "operator"):
         kustomization = yaml.safe_load((ROOT / "k8s" / directory / "kustomization.yaml").read_text())
         assert kustomization["images"] == [{"name": "bulkhead", "newTag": VERSION}]

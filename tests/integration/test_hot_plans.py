@@ -14,14 +14,16 @@ from rag.corpus.store import NewDocument, put_document
 from rag.db.pool import Database
 from rag.identity.principal import Principal
 from rag.llm.minilm import load_minilm
-from rag.retrieval.search import Mode, SearchRequest, search
+from rag.retrieval.search import search
+from rag.retrieval.values import Mode, SearchRequest
 from sql import Query, load_queries
+from tests.support.retrieval import retriever
 from tests.support.world import World
 
 pytestmark = pytest.mark.anyio
 POSTINGS = Query(
     name="postings",
-    description="The lexical leg's access, as rag.search_v1 does it.",
+    description="The lexical leg's access, as rag.search_v2 does it.",
     text="select p.chunk_ids from rag.posting p where p.tenant_id = $1 and p.term = $2",
     parameters=("tenant_id", "term"),
 )
@@ -90,9 +92,10 @@ async def test_tombstones_that_the_statistics_do_not_know_do_not_slow_a_search(w
         # what the planner knows: all tombstones are the other tenant's
         await admin.execute(tombstones, crowd.tenant_id, 3500)
         await admin.execute("vacuum analyze rag.tombstone, rag.posting")
-        before = await search(database, embedder, 1, principal, request)
+        before = await search(retriever(database, embedder), principal, request)
         await admin.execute(tombstones, quiet.tenant_id, 100_000)
         await admin.close()
         # each of some 1800 postings against each tombstone took seconds; one look-up each takes milliseconds
         with anyio.fail_after(1.0):
-            assert await search(database, embedder, 1, principal, request) == before
+            after = await search(retriever(database, embedder), principal, request)
+        assert after.hits == before.hits

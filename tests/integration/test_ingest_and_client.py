@@ -14,7 +14,7 @@ import pytest
 from rich.console import Console
 
 from rag.cli.ingest import find_files, run_ingest
-from rag.cli.search import run_search, show
+from rag.cli.search import show
 from rag.clients.mcp import McpClient, mcp_client
 from rag.errors import (
     Forbidden,
@@ -98,13 +98,13 @@ async def test_a_file_in_another_encoding_is_taken_in_and_its_owner_told(client:
     assert [(note.source, note.text) for note in report.notes] == [
         ("old.html", "is not UTF-8; it was read as iso8859-1")
     ]
-    found = await run_search(client, "Straße", limit=1)
+    found = await client.call("hybrid_search", {"query": "Straße", "limit": 1})
     assert "Öl" in found["hits"][0]["text"]
 
 
 async def test_what_was_taken_in_is_found_and_shown(client: McpClient, folder: Path) -> None:
     await run_ingest([folder], client)
-    result = await run_search(client, "manipulative device", limit=3)
+    result = await client.call("hybrid_search", {"query": "manipulative device", "limit": 3})
     assert result["hits"][0]["source"] == "fraud.md"
     console = Console(record=True, width=100)
     show(result, console)

@@ -17,12 +17,15 @@ from rag.corpus.embedding import embed_due, embedding_input
 from rag.corpus.store import NewDocument, delete_document, document_id_of, put_document
 from rag.db.pool import Database
 from rag.llm.ports import Vectors
-from rag.retrieval.search import Mode, SearchRequest, search
+from rag.retrieval.search import search
+from rag.retrieval.values import Mode, SearchRequest
+from tests.support.retrieval import only, retriever
 from tests.support.world import World
 
 pytestmark = pytest.mark.anyio
-MODEL = 1
 TITLE = "law"
+TITLE_WEIGHT = 2
+"""A word of the title counts so often; its length counts once."""
 WORDS = ("ship", "court", "oath")
 """Words that are their own stems, so that this side needs no stemmer."""
 DIRECTIONS = ((1, 0, 0), (0, 1, 0), (1, 1, 0), (-1, 0, 0), (2, -1, 0), (-1, -2, 0), (0, 0, 1))
@@ -133,11 +136,11 @@ async def test_hits_order_and_scores_are_those_of_a_second_implementation(
         elif not write.words and live.pop(write.source, None) is not None:
             await delete_document(place.database, principal, document_id_of(principal.tenant_id, write.source))
         if write.embedded:
-            while await embed_due(place.database, embedder, MODEL):
+            while await embed_due(place.database, only(embedder)):
                 pass
             live = {name: pointed(chunk) for name, chunk in live.items()}
     for request in requests:
-        found = await search(place.database, embedder, MODEL, principal, request)
+        found = await search(retriever(place.database, embedder), principal, request)
         assert found.degraded == ()
         expected = ranked(list(live.values()), request)
         assert [
@@ -159,7 +162,9 @@ def pointed(chunk: Live) -> Live:
 
 def ranked(live: list[Live], request: SearchRequest) -> list[Scored]:
     """Search `live`, which stands in the order of writing, by retrieval.md 2 and 4."""
-    lexical_weight, dense_weight = request.weights()
+    weights = request.weights()
+    assert weights is not None
+    lexical_weight, dense_weight = weights
     points = bm25(live, Counter(request.query.split())) if lexical_weight > 0 else {}
     cosines = {
         chunk.source: cosine(direction(request.query), chunk.vector)
@@ -202,8 +207,8 @@ def bm25(live: list[Live], asked: Counter[str]) -> dict[str, int]:
         holders = [source for source, bag in bags.items() if bag[word]]
         idf = math.log(1 + (len(bags) - len(holders) + 0.5) / (len(holders) + 0.5))
         for source in holders:
-            tf, length = bags[source][word], bags[source].total()
-            part = 1_000_000 * idf * times * tf * (1.2 + 1) / (tf + 1.2 * (1 - 0.75 + 0.75 * length / mean))
+            tf, length = bags[source][word] + (TITLE_WEIGHT - 1) * (word == TITLE), bags[source].total()
+            part = 1_000_000 * idf * times * (1.2 + 1) * tf / (tf + 1.2 * (1 - 0.75) + 1.2 * 0.75 / mean * length)
             points[source] = points.get(source, 0) + round(part)
     return points
 

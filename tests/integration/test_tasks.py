@@ -177,7 +177,7 @@ async def test_a_claim_takes_no_more_than_is_wanted_whatever_the_planner_expects
             async with setting.database.tenant(setting.ada) as session:
                 await put_raw_document(session, title="a", text=f"one of many: {number}")
         runs = await leases.claim_runs(setting.database, worker="worker-a", wanted=3, lease_s=60)
-        documents = await admin.fetch("select document_id from queue.claim_embeddings_v1(3, 60)")
+        documents = await admin.fetch("select document_id from queue.claim_embeddings_v2(3, 60)")
         assert (len(runs), len(documents)) == (3, 3)
     finally:
         await admin.close()

@@ -19,6 +19,9 @@ WITHOUT_TENANT = {
 QUEUES = {
     "queue.run": "ids only, no grant: forced row-level security would break the claim (tenancy.md 2)",
     "queue.embedding": "ids only, no grant",
+    "queue.model_switch": "ids only, no grant",
+    "queue.upkeep": "ids and times only, no grant",
+    "queue.write": "ids and times only, no grant",
 }
 GRANTS = {
     ("bulkhead_app", "rag.tenant"): {"SELECT"},
@@ -26,26 +29,76 @@ GRANTS = {
     ("bulkhead_app", "rag.document"): {"SELECT", "INSERT", "UPDATE", "DELETE"},
     ("bulkhead_app", "rag.chunk"): {"SELECT", "INSERT", "DELETE"},
     ("bulkhead_app", "rag.embedding"): {"SELECT", "INSERT", "DELETE"},
-    ("bulkhead_app", "rag.posting"): {"SELECT", "INSERT", "DELETE"},
+    ("bulkhead_app", "rag.posting"): {"SELECT", "INSERT"},
     ("bulkhead_app", "rag.tombstone"): {"SELECT", "INSERT"},
     ("bulkhead_app", "rag.corpus_change"): {"SELECT", "INSERT"},
+    ("bulkhead_app", "rag.audience"): {"SELECT"},
+    ("bulkhead_app", "rag.term"): {"SELECT"},
+    ("bulkhead_app", "rag.spelling"): {"SELECT"},
+    ("bulkhead_app", "rag.vector_index"): {"SELECT"},
     ("bulkhead_app", "rag.task"): {"SELECT", "INSERT", "UPDATE"},
     ("bulkhead_app", "rag.task_event"): {"SELECT", "INSERT"},
     ("bulkhead_app", "checkpoint.checkpoints"): {"SELECT", "INSERT", "UPDATE", "DELETE"},
     ("bulkhead_app", "checkpoint.checkpoint_blobs"): {"SELECT", "INSERT", "UPDATE", "DELETE"},
     ("bulkhead_app", "checkpoint.checkpoint_writes"): {"SELECT", "INSERT", "UPDATE", "DELETE"},
+    # besides what it has as a member of bulkhead_app: compaction
+    ("bulkhead_worker", "rag.posting"): {"DELETE"},
+    ("bulkhead_worker", "rag.tombstone"): {"DELETE"},
+    ("bulkhead_worker", "rag.corpus_change"): {"UPDATE", "DELETE"},
+    ("bulkhead_worker", "rag.term"): {"INSERT", "UPDATE", "DELETE"},
+    ("bulkhead_worker", "rag.spelling"): {"INSERT", "UPDATE", "DELETE"},
+    ("bulkhead_worker", "rag.sweep"): {"SELECT", "INSERT", "UPDATE", "DELETE"},
+    ("bulkhead_maintenance", "rag.vector_index"): {"SELECT", "INSERT", "UPDATE", "DELETE"},
     ("bulkhead_maintenance", "rag.tenant"): {"SELECT", "INSERT", "UPDATE"},
     ("bulkhead_maintenance", "rag.embedding_model"): {"SELECT"},
     ("bulkhead_maintenance", "seal.revocation"): {"SELECT", "INSERT", "UPDATE"},
 }
+COLUMN_GRANTS = {
+    # how many vectors a tenant has, and nothing of what is in them
+    ("bulkhead_maintenance", "rag.corpus_change"): {("SELECT", "tenant_id"), ("SELECT", "chunks")},
+    ("bulkhead_maintenance", "rag.embedding"): {("SELECT", "tenant_id"), ("SELECT", "model_id")},
+    ("bulkhead_worker", "rag.tenant"): {("UPDATE", "model_id"), ("UPDATE", "next_model_id")},
+}
+CONTENT = {"rag.audience", "rag.document", "rag.chunk", "rag.embedding", "rag.posting", "rag.corpus_change"} | {
+    "rag.term",
+    "rag.spelling",
+}
+"""Tell something of what documents say: only to those who may read them, or who share all of their groups."""
+CONTROL = {
+    # who passes row-level security where, besides the sealed tenant: whole tables, for reading and writing
+    ("bulkhead_owner", "rag.tenant"): ("true", "true"),
+    ("bulkhead_maintenance", "rag.tenant"): ("true", "true"),
+    ("bulkhead_owner", "seal.revocation"): ("true", "true"),
+    ("bulkhead_maintenance", "seal.revocation"): ("true", "true"),
+    ("bulkhead_owner", "rag.audience"): ("true", "true"),
+    ("bulkhead_maintenance", "rag.vector_index"): ("true", "true"),
+    ("bulkhead_maintenance", "rag.corpus_change"): ("true", "false"),
+    ("bulkhead_maintenance", "rag.embedding"): ("true", "false"),
+}
 DEFINERS = {
     "seal.verified_context": "bulkhead_owner",
     "seal.mint_v1": "bulkhead_owner",
+    "seal.mint_v2": "bulkhead_owner",
+    "rag.current_audiences": "bulkhead_owner",
+    "rag.audience_of_v1": "bulkhead_owner",
     "rag.current_tenant": "bulkhead_owner",
     "rag.current_subject": "bulkhead_owner",
-    "queue.enqueue_embedding_v1": "bulkhead_queue",
-    "queue.claim_embeddings_v1": "bulkhead_queue",
+    "queue.enqueue_embedding_v2": "bulkhead_queue",
+    "queue.claim_embeddings_v2": "bulkhead_queue",
+    "queue.embeddings_behind_v1": "bulkhead_queue",
+    "queue.postpone_embedding_v1": "bulkhead_queue",
     "queue.finish_embedding_v1": "bulkhead_queue",
+    "queue.note_write_v1": "bulkhead_queue",
+    "queue.claim_upkeep_v1": "bulkhead_queue",
+    "queue.hold_upkeep_v1": "bulkhead_queue",
+    "queue.finish_upkeep_v1": "bulkhead_queue",
+    "queue.enqueue_switch_v1": "bulkhead_queue",
+    "queue.claim_switch_v1": "bulkhead_queue",
+    "queue.hold_switch_v1": "bulkhead_queue",
+    "queue.move_switch_v1": "bulkhead_queue",
+    "queue.fail_switch_v1": "bulkhead_queue",
+    "queue.finish_switch_v1": "bulkhead_queue",
+    "queue.switches_v1": "bulkhead_queue",
     "queue.pending_embeddings_v1": "bulkhead_queue",
     "queue.enqueue_run_v1": "bulkhead_queue",
     "queue.claim_runs_v1": "bulkhead_queue",
@@ -56,11 +109,14 @@ DEFINERS = {
     "queue.finish_run_v1": "bulkhead_queue",
 }
 UNSCOPED = {
+    "rag/corpus/compaction.py": "claims tenants that wait for compaction",
     "rag/corpus/embedding.py": "claims documents that wait for vectors",
+    "rag/corpus/switching.py": "claims tenants that change their model",
     "rag/db/gates.py": "reads the catalogue",
     "rag/db/health.py": "reads no table",
     "rag/runtime.py": "models belong to no tenant",
     "rag/tasks/leases.py": "claims, extends and hands back runs",
+    "rag/tenants/models.py": "the maintenance login's verbs",
     "rag/tenants/operator.py": "the maintenance login's verbs",
 }
 OURS = "n.nspname in ('rag', 'seal', 'queue', 'checkpoint', 'migration')"
@@ -103,22 +159,57 @@ async def test_every_table_has_a_tenant_and_a_forced_wall_or_is_on_a_list(world:
             assert not table["half_open"], table["name"]
 
 
-async def test_every_policy_for_the_app_role_compares_with_the_sealed_tenant(world: World) -> None:
+async def test_every_policy_for_the_app_role_compares_with_the_sealed_tenant_and_audience(world: World) -> None:
     policies = await rows(
         world,
         f"""
-        select c.oid::regclass::text as name, pg_get_expr(p.polqual, c.oid) as reads,
-            pg_get_expr(p.polwithcheck, c.oid) as writes
+        select regexp_replace(format('%s.%s', n.nspname, c.relname), '_[0-9][0-9]$', '') as name,
+            pg_get_expr(p.polqual, c.oid) as reads, pg_get_expr(p.polwithcheck, c.oid) as writes,
+            p.polpermissive as permissive
         from pg_policy p join pg_class c on c.oid = p.polrelid join pg_namespace n on n.oid = c.relnamespace
         where {OURS} and (p.polroles = '{{0}}' or 'bulkhead_app'::regrole = any (p.polroles))
         """,
     )
-    assert policies
+    tenant = "(tenant_id=(SELECTrag.current_tenant()AScurrent_tenant))"
+    audience = "(audience=ANY((SELECTrag.current_audiences()AScurrent_audiences)::bigint[]))"
+    assert {policy["name"] for policy in policies} > CONTENT
     for policy in policies:
-        for expression in (policy["reads"], policy["writes"]):
-            assert "".join(expression.split()) == ("(tenant_id=(SELECTrag.current_tenant()AScurrent_tenant))"), policy[
-                "name"
-            ]
+        wall = f"({tenant}AND{audience})" if policy["name"] in CONTENT else tenant
+        found = {"".join(expression.split()) for expression in (policy["reads"], policy["writes"])}
+        assert found == {wall}, policy["name"]
+
+
+async def test_whoever_passes_the_wall_is_on_a_list(world: World) -> None:
+    policies = await rows(
+        world,
+        f"""
+        select r.rolname as role, format('%s.%s', n.nspname, c.relname) as name,
+            pg_get_expr(p.polqual, c.oid) as reads, pg_get_expr(p.polwithcheck, c.oid) as writes
+        from pg_policy p join pg_class c on c.oid = p.polrelid join pg_namespace n on n.oid = c.relnamespace
+        cross join lateral unnest(p.polroles) as named (role)
+        left join pg_roles r on r.oid = named.role
+        where {OURS} and named.role <> 'bulkhead_app'::regrole
+        """,
+    )
+    assert {(row["role"], row["name"]): (row["reads"], row["writes"]) for row in policies} == CONTROL
+
+
+async def test_grants_of_single_columns_are_exactly_the_list(world: World) -> None:
+    granted = await rows(
+        world,
+        f"""
+        select coalesce(r.rolname, 'public') as role, format('%s.%s', n.nspname, c.relname) as name,
+            a.privilege_type as verb, k.attname as column
+        from pg_attribute k join pg_class c on c.oid = k.attrelid join pg_namespace n on n.oid = c.relnamespace
+        cross join lateral aclexplode(k.attacl) a
+        left join pg_roles r on r.oid = a.grantee
+        where {OURS}
+        """,
+    )
+    found: dict[tuple[str, str], set[tuple[str, str]]] = {}
+    for row in granted:
+        found.setdefault((row["role"], row["name"]), set()).add((row["verb"], row["column"]))
+    assert found == COLUMN_GRANTS
 
 
 async def test_grants_are_exactly_the_list(world: World) -> None:

@@ -26,7 +26,7 @@ BEYOND_ROWS = [
     "select pg_advisory_xact_lock(1, 2)",
     "select pg_try_advisory_lock_shared(1)",
     # at the seals of tenants whose work waits, and at their leases
-    "select seal from queue.claim_embeddings_v1(100, 0)",
+    "select seal from queue.claim_embeddings_v2(100, 0)",
     "select seal from queue.claim_runs_v1('mine', 100, 0)",
     "select queue.heartbeat_runs_v1('mine', array[gen_random_uuid()], array[1::bigint], -60)",
     "select queue.release_runs_v1('mine', array[gen_random_uuid()], array[1::bigint])",
@@ -50,8 +50,8 @@ BEYOND_ROWS = [
     "set session authorization bulkhead_owner",
     "set session_replication_role = replica",
     "set log_min_error_statement = debug5",
-    "select setval('rag.chunk_id_seq', 1)",
-    "select last_value from rag.chunk_id_seq",
+    "select setval('rag.ordinal_seq', 1)",
+    "select last_value from rag.ordinal_seq",
 ]
 
 
@@ -139,7 +139,7 @@ async def test_a_sibling_sees_statements_but_no_seal_and_no_value(world: World) 
             ]
         finally:
             await attacker.close()
-    assert any("rag.put_document_v1" in row for row in seen), "the sibling's statement is what the attacker looks at"
+    assert any("rag.put_document_v2" in row for row in seen), "the sibling's statement is what the attacker looks at"
     for secret in (str(acme.tenant_id), "ada-lovelace", "merger", "Nobody"):
         assert not any(secret in row for row in seen), secret
 

@@ -29,6 +29,7 @@ __all__ = [
     "PROFILES",
     "ROOT",
     "SERVERS",
+    "SERVICES",
     "Container",
     "compose",
     "containers_of",
@@ -45,6 +46,8 @@ ROOT = Path(__file__).parents[2]
 BOUND_S = 60.0
 IMAGE = "bulkhead"
 SERVERS = {"mcp-server", "a2a-server", "worker"}
+SERVICES = SERVERS | {"maintenance"}
+"""What runs all the time."""
 COMPOSE_VARIABLES = {"SECRETS_UID": "10001", "SECRETS_GID": "10001", "SIGNING_KID": "kid", "SECRETS_DIR": "/secrets"}
 Yaml = dict[str, Any]
 
@@ -92,7 +95,7 @@ def containers_of(profile: str, secrets_dir: Path, target: Path) -> dict[str, Co
             [*kustomize("k8s/overlays/gpu"), *kustomize("k8s/operator")], secrets_dir, target
         )
     containers = {container.name: container for container in found}
-    assert set(containers) == SERVERS | {"migrate", "operator"}
+    assert set(containers) == SERVICES | {"migrate", "operator"}
     return containers
 
 

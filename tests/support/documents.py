@@ -14,7 +14,7 @@ _PUT = Query(
     name="put_raw",
     description="One document of one chunk.",
     text=(
-        "select * from rag.put_document_v1($1, $2, $3, 'text/plain', '{}', $4, $5::text, "
+        "select * from rag.put_document_v2($1, $2, $3, 'text/plain', '{}', '{}', $4, $5::text, "
         "array[0], array[length($5::text)], array[''], array[$5::text])"
     ),
     parameters=("document", "source", "title", "hash", "text"),

@@ -1,0 +1,1 @@
+"""Measuring retrieval: collections with judgements in, quality and latency of the real search out."""
