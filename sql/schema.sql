@@ -172,24 +172,29 @@ CREATE FUNCTION queue.embeddings_behind_v1(written bigint) RETURNS boolean
     SET search_path TO ''
     AS $$
     select exists (
-        select from queue.embedding q where q.tenant_id = (select rag.current_tenant()) and q.version <= written
+        select
+        from queue.embedding q
+        where q.tenant_id = (select rag.current_tenant())
+            and q.audience = any ((select rag.current_audiences())::bigint[])
+            and q.version <= written
     );
 $$;
 
 ALTER FUNCTION queue.embeddings_behind_v1(written bigint) OWNER TO bulkhead_queue;
 
-CREATE FUNCTION queue.enqueue_embedding_v2(document uuid, written bigint) RETURNS void
+CREATE FUNCTION queue.enqueue_embedding_v2(document uuid, readers bigint, written bigint) RETURNS void
     LANGUAGE sql SECURITY DEFINER
     SET search_path TO ''
     AS $$
-    insert into queue.embedding (tenant_id, document_id, version)
-    values (rag.current_tenant(), document, written)
+    insert into queue.embedding (tenant_id, document_id, audience, version)
+    values (rag.current_tenant(), document, readers, written)
     on conflict (tenant_id, document_id)
-    do update set available_at = clock_timestamp(), attempts = 0, version = excluded.version;
+    do update set available_at = clock_timestamp(), attempts = 0, audience = excluded.audience, version = excluded.version
+    where embedding.audience = any ((select rag.current_audiences())::bigint[]);
     select pg_notify('bulkhead_embedding', '');
 $$;
 
-ALTER FUNCTION queue.enqueue_embedding_v2(document uuid, written bigint) OWNER TO bulkhead_queue;
+ALTER FUNCTION queue.enqueue_embedding_v2(document uuid, readers bigint, written bigint) OWNER TO bulkhead_queue;
 
 CREATE FUNCTION queue.enqueue_run_v1(task uuid) RETURNS void
     LANGUAGE sql SECURITY DEFINER
@@ -230,7 +235,10 @@ CREATE FUNCTION queue.finish_embedding_v1(document uuid) RETURNS void
     LANGUAGE sql SECURITY DEFINER
     SET search_path TO ''
     AS $$
-    delete from queue.embedding where tenant_id = rag.current_tenant() and document_id = document;
+    delete from queue.embedding q
+    where q.tenant_id = rag.current_tenant()
+        and q.document_id = document
+        and q.audience = any ((select rag.current_audiences())::bigint[]);
 $$;
 
 ALTER FUNCTION queue.finish_embedding_v1(document uuid) OWNER TO bulkhead_queue;
@@ -364,7 +372,10 @@ CREATE FUNCTION queue.pending_embeddings_v1() RETURNS bigint
     LANGUAGE sql STABLE SECURITY DEFINER
     SET search_path TO ''
     AS $$
-    select count(*) from queue.embedding where tenant_id = (select rag.current_tenant());
+    select count(*)
+    from queue.embedding q
+    where q.tenant_id = (select rag.current_tenant())
+        and q.audience = any ((select rag.current_audiences())::bigint[]);
 $$;
 
 ALTER FUNCTION queue.pending_embeddings_v1() OWNER TO bulkhead_queue;
@@ -488,6 +499,33 @@ end
 $$;
 
 ALTER FUNCTION rag.audience_of_v1(named text[]) OWNER TO bulkhead_owner;
+
+CREATE FUNCTION rag.candidates_v1(list bigint[], wanted integer, per_document integer) RETURNS TABLE(chunk_id bigint, place integer)
+    LANGUAGE plpgsql STABLE ROWS 100
+    SET search_path TO ''
+    SET plan_cache_mode TO 'force_generic_plan'
+    AS $$
+#variable_conflict use_column
+begin
+    if per_document is null then
+        return query
+        select l.chunk_id, l.place::integer from unnest(list[:wanted]) with ordinality as l (chunk_id, place);
+        return;
+    end if;
+    return query
+    select c.chunk_id, c.place::integer
+    from (
+        select d.*, row_number() over (partition by d.of_document <= per_document order by d.place) as turn
+        from (
+            select l.chunk_id, l.place, row_number() over (partition by l.chunk_id >> 20 order by l.place) as of_document
+            from unnest(list) with ordinality as l (chunk_id, place)
+        ) d
+    ) c
+    where c.place <= wanted or (c.of_document <= per_document and c.turn <= wanted);
+end
+$$;
+
+ALTER FUNCTION rag.candidates_v1(list bigint[], wanted integer, per_document integer) OWNER TO bulkhead_owner;
 
 CREATE FUNCTION rag.compact_v1(held uuid, lease_s double precision, budget integer, sweep_budget integer, sweep_share double precision, sweep_after_s double precision) RETURNS TABLE(more boolean, sweep_at timestamp with time zone)
     LANGUAGE plpgsql
@@ -1150,7 +1188,11 @@ begin
     end if;
     perform rag.index_ordinals_v1(tenant, array[new_ordinal]);
     corpus_version := rag.corpus_version_v1();
-    perform queue.enqueue_embedding_v2(coalesce(stored.document_id, document), corpus_version);
+    perform queue.enqueue_embedding_v2(
+        coalesce(stored.document_id, document),
+        new_audience,
+        (select sum(s.writes) from rag.corpus_change s where s.tenant_id = tenant and s.audience = new_audience)
+    );
     return query select outcome, new_version, corpus_version;
 end
 $$;
@@ -1426,7 +1468,7 @@ $$;
 
 ALTER FUNCTION rag.search_state_v1(settings rag.tenant, audiences bigint[]) OWNER TO bulkhead_owner;
 
-CREATE FUNCTION rag.search_v2(context text, query text, phrases text[], phrase_words text, query_vector public.halfvec, vector_model smallint, wanted integer, candidates integer, lexical_weight double precision, dense_weight double precision, fusion text, document_filter jsonpath, per_document integer) RETURNS TABLE(version bigint, state jsonb, report jsonb, hits jsonb)
+CREATE FUNCTION rag.search_v2(context text, query text, phrases text[], phrase_words text, query_vector public.halfvec, vector_model smallint, wanted integer, candidates integer, lexical_weight double precision, dense_weight double precision, fusion text, document_filter jsonpath, per_document integer, posting_budget bigint DEFAULT 60000) RETURNS TABLE(version bigint, state jsonb, report jsonb, hits jsonb)
     LANGUAGE plpgsql STABLE
     SET search_path TO ''
     SET plan_cache_mode TO 'force_generic_plan'
@@ -1459,15 +1501,14 @@ declare
     same constant double precision := 0.03;
     -- exact search over so many vectors takes about ten milliseconds
     exact_chunks constant bigint := 5000;
-    -- so many postings are scored in about 25 ms; of longer lists only the shortlist's blocks are read
-    posting_budget constant bigint := 60000;
+    -- how far down the lists of both legs are read: to their ends where documents make way for others
+    depth integer := case when per_document is null then candidates end;
     shortlist_chunks constant integer := 500;
     -- writing times as text takes longer than all the rest of a filter
     timed boolean := document_filter::text ~ '(created|updated)_at';
     allowed bigint[];
     reachable bigint;
     dense_ids bigint[];
-    dense_distances double precision[];
     dense_plan text := 'off';
     graph rag.vector_index;
     dimension integer;
@@ -1532,15 +1573,12 @@ begin
             select m.dimension into strict dimension from rag.embedding_model m where m.model_id = vector_model;
             -- fewer than the candidates asked for would come back, silently (retrieval.md 1)
             perform set_config('hnsw.ef_search', least(1000, greatest(2 * candidates, 200))::text, true);
-            perform set_config(
-                'hnsw.iterative_scan',
-                case when allowed is null and reachable = n then 'off' else 'strict_order' end, true
-            );
+            -- and what a filter or the caller's groups take out is made up for
+            perform set_config('hnsw.iterative_scan', 'strict_order', true);
             -- statistics that lag behind let a sort of everything look cheaper than the graph
             perform set_config('enable_sort', 'off', true);
             execute format(
-                'select array_agg(f.chunk_id order by f.distance, f.chunk_id), '
-                'array_agg(f.distance order by f.distance, f.chunk_id) from ('
+                'select array_agg(f.chunk_id order by f.distance, f.chunk_id) from ('
                 'select e.chunk_id, (e.vector::public.halfvec(%1$s)) operator(public.<=>) $1 as distance '
                 'from rag.embedding e '
                 'where e.tenant_id = $2 and e.model_id = $3 and e.audience = any ($4) %2$s '
@@ -1548,17 +1586,21 @@ begin
                 dimension,
                 case when allowed is not null then 'and (e.chunk_id >> 20) in (select unnest($5))' end
             )
-            into dense_ids, dense_distances
-            using query_vector, tenant, vector_model, audiences, allowed, candidates;
+            into dense_ids
+            using query_vector, tenant, vector_model, audiences, allowed, coalesce(depth, 10 * candidates);
             perform set_config('enable_sort', 'on', true);
         end if;
         -- a graph that gives up early must not cost a hit
-        if coalesce(cardinality(dense_ids), 0) < least(candidates, reachable) then
+        if coalesce(cardinality(dense_ids), 0) < least(candidates, reachable)
+            or (
+                select sum(least(k.chunks, per_document)) < wanted
+                from (select count(*) as chunks from unnest(dense_ids) as d (chunk_id) group by d.chunk_id >> 20) k
+            )
+        then
             dense_plan := case when dense_plan = 'hnsw' then 'exact after hnsw' else 'exact' end;
             if allowed is not null and reachable <= exact_chunks then
-                select array_agg(f.chunk_id order by f.distance, f.chunk_id),
-                    array_agg(f.distance order by f.distance, f.chunk_id)
-                into dense_ids, dense_distances
+                select array_agg(f.chunk_id order by f.distance, f.chunk_id)
+                into dense_ids
                 from (
                     select e.chunk_id, e.vector operator(public.<=>) query_vector as distance
                     from unnest(allowed) as a (ordinal)
@@ -1570,19 +1612,18 @@ begin
                         offset 0
                     ) e
                     order by distance, e.chunk_id
-                    limit candidates
+                    limit depth
                 ) f;
             else
-                select array_agg(f.chunk_id order by f.distance, f.chunk_id),
-                    array_agg(f.distance order by f.distance, f.chunk_id)
-                into dense_ids, dense_distances
+                select array_agg(f.chunk_id order by f.distance, f.chunk_id)
+                into dense_ids
                 from (
                     select e.chunk_id, e.vector operator(public.<=>) query_vector as distance
                     from rag.embedding e
                     where e.tenant_id = tenant and e.model_id = vector_model and e.audience = any (audiences)
                         and (allowed is null or e.chunk_id >> 20 in (select unnest(allowed)))
                     order by distance, e.chunk_id
-                    limit candidates
+                    limit depth
                 ) f;
             end if;
         end if;
@@ -1656,7 +1697,10 @@ begin
             array_agg(a.term order by a.place), array_agg(a.df order by a.place), array_agg(a.idf order by a.place),
             array_agg(scale * a.idf * a.times * (k1 + one) order by a.place),
             array_agg(a.term = any (phrase_terms) order by a.place),
-            array_agg(a.reading <= posting_budget or a.place = 1 or phrases is not null order by a.place)
+            -- a list is read whole where those of rarer words cannot fill the shortlist without it
+            array_agg(
+                a.reading <= posting_budget or a.reading - a.df < shortlist_chunks or phrases is not null order by a.place
+            )
         into query_terms, dfs, idfs, factors, in_phrase, nominating
         from (
             select
@@ -1709,13 +1753,23 @@ begin
             and (allowed is null or u.chunk_id >> 20 in (select unnest(allowed)))
         group by u.chunk_id
     ),
+    dense as materialized (
+        select d.chunk_id, d.place from rag.candidates_v1(dense_ids, candidates, per_document) d
+    ),
     shortlist as materialized (
         select s.chunk_id
-        from (
-            select m.chunk_id from nominated m where pruned order by m.points desc, m.chunk_id limit shortlist_chunks
+        from rag.candidates_v1(
+            array(
+                select m.chunk_id
+                from nominated m
+                where pruned
+                order by m.points desc, m.chunk_id
+                limit case when per_document is null then shortlist_chunks end
+            ),
+            shortlist_chunks, per_document
         ) s
         union
-        select d.chunk_id from unnest(dense_ids) as d (chunk_id) where pruned
+        select d.chunk_id from dense d where pruned
     ),
     -- of the lists that are too long to be read, what they say of the shortlist
     completing as materialized (
@@ -1747,7 +1801,7 @@ begin
             from nominated m
             where phrases is null and not pruned
             order by m.points desc, m.chunk_id
-            limit candidates
+            limit depth
         )
         union all
         (
@@ -1755,7 +1809,7 @@ begin
             from completed c
             where phrases is null
             order by c.points desc, c.chunk_id
-            limit candidates
+            limit depth
         )
         union all
         (
@@ -1782,16 +1836,14 @@ begin
                         from unnest(phrases) as p (pattern)
                     )
             )
-            limit candidates
+            limit depth
         )
     ),
     lexical as materialized (
-        select l.chunk_id, row_number() over (order by l.points desc, l.chunk_id)::integer as place
-        from pool l
-    ),
-    dense as materialized (
-        select d.chunk_id, d.distance, d.place::integer as place
-        from unnest(dense_ids, dense_distances) with ordinality as d (chunk_id, distance, place)
+        select l.chunk_id, l.place
+        from rag.candidates_v1(
+            array(select p.chunk_id from pool p order by p.points desc, p.chunk_id), candidates, per_document
+        ) l
     ),
     -- materialized: the id is to reach the lookups below as a value, which an index takes, not as an expression
     candidate as materialized (
@@ -1808,7 +1860,8 @@ begin
             coalesce(k.points, zero) as points,
             case
                 when dense_part > 0 and query_vector is not null
-                then round(scale * (one - (e.vector operator(public.<=>) query_vector)))
+                -- a vector of zeros points nowhere: as if it were still to be made
+                then round(scale * (one - nullif(e.vector operator(public.<=>) query_vector, 'NaN')))
             end as cosine,
             e.vector
         from candidate c
@@ -1954,6 +2007,15 @@ begin
     left join matched m on m.chunk_id = t.chunk_id
     left join twins w on w.like_place = t.place;
 
+    if pruned and coalesce(jsonb_array_length(found_hits), 0) < wanted then
+        -- the chunks of the rarer words were few, or not the filter's
+        return query select s.*
+        from rag.search_v2(
+            context, query, phrases, phrase_words, query_vector, vector_model, wanted, candidates, lexical_weight, dense_weight,
+            fusion, document_filter, per_document, posting_budget => 9223372036854775807
+        ) s;
+        return;
+    end if;
     return query select
         corpus_version,
         rag.search_state_v1(settings, audiences),
@@ -1971,7 +2033,7 @@ begin
 end
 $_$;
 
-ALTER FUNCTION rag.search_v2(context text, query text, phrases text[], phrase_words text, query_vector public.halfvec, vector_model smallint, wanted integer, candidates integer, lexical_weight double precision, dense_weight double precision, fusion text, document_filter jsonpath, per_document integer) OWNER TO bulkhead_owner;
+ALTER FUNCTION rag.search_v2(context text, query text, phrases text[], phrase_words text, query_vector public.halfvec, vector_model smallint, wanted integer, candidates integer, lexical_weight double precision, dense_weight double precision, fusion text, document_filter jsonpath, per_document integer, posting_budget bigint) OWNER TO bulkhead_owner;
 
 CREATE FUNCTION rag.sweep_vectors_v1(wanted integer) RETURNS integer
     LANGUAGE plpgsql
@@ -2218,6 +2280,7 @@ CREATE TABLE queue.embedding (
     document_id uuid NOT NULL,
     available_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
     attempts integer DEFAULT 0 NOT NULL,
+    audience bigint DEFAULT 0 NOT NULL,
     version bigint DEFAULT 0 NOT NULL
 );
 
@@ -4123,6 +4186,18 @@ ALTER TABLE rag.embedding_14 ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE rag.embedding_15 ENABLE ROW LEVEL SECURITY;
 
+CREATE POLICY of_a_readable_chunk ON rag.embedding AS RESTRICTIVE FOR INSERT TO bulkhead_app WITH CHECK ((EXISTS ( SELECT
+   FROM rag.chunk c
+  WHERE ((c.tenant_id = embedding.tenant_id) AND (c.chunk_id = embedding.chunk_id)))));
+
+CREATE POLICY of_a_readable_document ON rag.chunk AS RESTRICTIVE FOR INSERT TO bulkhead_app WITH CHECK ((EXISTS ( SELECT
+   FROM rag.document d
+  WHERE ((d.tenant_id = chunk.tenant_id) AND (d.document_id = chunk.document_id)))));
+
+CREATE POLICY of_a_readable_document ON rag.tombstone AS RESTRICTIVE FOR INSERT TO bulkhead_app WITH CHECK ((EXISTS ( SELECT
+   FROM rag.document d
+  WHERE ((d.tenant_id = tombstone.tenant_id) AND (d.ordinal = tombstone.ordinal)))));
+
 ALTER TABLE rag.posting ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE rag.posting_00 ENABLE ROW LEVEL SECURITY;
@@ -4407,8 +4482,8 @@ GRANT ALL ON FUNCTION queue.claim_upkeep_v1(wanted integer, lease_s double preci
 REVOKE ALL ON FUNCTION queue.embeddings_behind_v1(written bigint) FROM PUBLIC;
 GRANT ALL ON FUNCTION queue.embeddings_behind_v1(written bigint) TO bulkhead_app;
 
-REVOKE ALL ON FUNCTION queue.enqueue_embedding_v2(document uuid, written bigint) FROM PUBLIC;
-GRANT ALL ON FUNCTION queue.enqueue_embedding_v2(document uuid, written bigint) TO bulkhead_app;
+REVOKE ALL ON FUNCTION queue.enqueue_embedding_v2(document uuid, readers bigint, written bigint) FROM PUBLIC;
+GRANT ALL ON FUNCTION queue.enqueue_embedding_v2(document uuid, readers bigint, written bigint) TO bulkhead_app;
 
 REVOKE ALL ON FUNCTION queue.enqueue_run_v1(task uuid) FROM PUBLIC;
 GRANT ALL ON FUNCTION queue.enqueue_run_v1(task uuid) TO bulkhead_app;
@@ -4469,6 +4544,9 @@ GRANT ALL ON FUNCTION rag.append_event_v1(task uuid, held bigint, event_kind tex
 REVOKE ALL ON FUNCTION rag.audience_of_v1(named text[]) FROM PUBLIC;
 GRANT ALL ON FUNCTION rag.audience_of_v1(named text[]) TO bulkhead_app;
 
+REVOKE ALL ON FUNCTION rag.candidates_v1(list bigint[], wanted integer, per_document integer) FROM PUBLIC;
+GRANT ALL ON FUNCTION rag.candidates_v1(list bigint[], wanted integer, per_document integer) TO bulkhead_app;
+
 REVOKE ALL ON FUNCTION rag.compact_v1(held uuid, lease_s double precision, budget integer, sweep_budget integer, sweep_share double precision, sweep_after_s double precision) FROM PUBLIC;
 GRANT ALL ON FUNCTION rag.compact_v1(held uuid, lease_s double precision, budget integer, sweep_budget integer, sweep_share double precision, sweep_after_s double precision) TO bulkhead_worker;
 
@@ -4483,6 +4561,7 @@ GRANT ALL ON FUNCTION rag.create_task_v1(task uuid, context text, workflow_name 
 
 REVOKE ALL ON FUNCTION rag.current_audiences() FROM PUBLIC;
 GRANT ALL ON FUNCTION rag.current_audiences() TO bulkhead_app;
+GRANT ALL ON FUNCTION rag.current_audiences() TO bulkhead_queue;
 
 REVOKE ALL ON FUNCTION rag.current_subject() FROM PUBLIC;
 GRANT ALL ON FUNCTION rag.current_subject() TO bulkhead_app;
@@ -4543,8 +4622,8 @@ GRANT UPDATE(next_model_id) ON TABLE rag.tenant TO bulkhead_worker;
 REVOKE ALL ON FUNCTION rag.search_state_v1(settings rag.tenant, audiences bigint[]) FROM PUBLIC;
 GRANT ALL ON FUNCTION rag.search_state_v1(settings rag.tenant, audiences bigint[]) TO bulkhead_app;
 
-REVOKE ALL ON FUNCTION rag.search_v2(context text, query text, phrases text[], phrase_words text, query_vector public.halfvec, vector_model smallint, wanted integer, candidates integer, lexical_weight double precision, dense_weight double precision, fusion text, document_filter jsonpath, per_document integer) FROM PUBLIC;
-GRANT ALL ON FUNCTION rag.search_v2(context text, query text, phrases text[], phrase_words text, query_vector public.halfvec, vector_model smallint, wanted integer, candidates integer, lexical_weight double precision, dense_weight double precision, fusion text, document_filter jsonpath, per_document integer) TO bulkhead_app;
+REVOKE ALL ON FUNCTION rag.search_v2(context text, query text, phrases text[], phrase_words text, query_vector public.halfvec, vector_model smallint, wanted integer, candidates integer, lexical_weight double precision, dense_weight double precision, fusion text, document_filter jsonpath, per_document integer, posting_budget bigint) FROM PUBLIC;
+GRANT ALL ON FUNCTION rag.search_v2(context text, query text, phrases text[], phrase_words text, query_vector public.halfvec, vector_model smallint, wanted integer, candidates integer, lexical_weight double precision, dense_weight double precision, fusion text, document_filter jsonpath, per_document integer, posting_budget bigint) TO bulkhead_app;
 
 REVOKE ALL ON FUNCTION rag.sweep_vectors_v1(wanted integer) FROM PUBLIC;
 GRANT ALL ON FUNCTION rag.sweep_vectors_v1(wanted integer) TO bulkhead_worker;

@@ -124,6 +124,8 @@ def _reason(kind: str, message: str) -> str:
             return "there is no such argument"
         case "missing":
             return "is required"
+        case "dict_type":
+            return "must be an object"
         case "uuid_parsing" | "uuid_type":
             return "must be a UUID"
         case _:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import dataclasses
 import getpass
 import json
+import math
+import signal
 import sys
 from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import asynccontextmanager, contextmanager
@@ -22,7 +24,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from rag.db.pool import open_database
-from rag.errors import BulkheadError, Misconfigured, NotFound
+from rag.errors import BulkheadError, InvalidInput, Misconfigured, NotFound, Unavailable
 from rag.identity.scopes import Audience, Scope
 from rag.installation import installation
 from rag.runtime import first_of_ours, token_issuer
@@ -31,10 +33,12 @@ from rag.tenants.operator import Operator
 
 __all__ = [
     "ERRORS",
+    "WEIGHT",
     "Caller",
     "as_json",
     "caller_options",
     "caller_token",
+    "interruptible",
     "json_option",
     "login_name",
     "operator",
@@ -49,6 +53,19 @@ R = TypeVar("R")
 ERRORS = Console(stderr=True, highlight=False)
 """Progress and complaints; standard output is for results."""
 CLI_TOKEN_LIFETIME_S = 3600.0
+
+
+class _Weight(click.FloatRange):
+    """A number that is one: NaN lies in no range and beyond none, and becomes null in JSON, which means the default."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail("not a finite number", param, ctx)
+        return number
+
+
+WEIGHT = _Weight(0)
 
 
 def settings_of(context: click.Context) -> Settings:
@@ -67,13 +84,47 @@ def reporting_errors() -> Generator[None]:
     """End the process with one clear line and status 1 where a verb fails."""
     try:
         yield
-    except (BulkheadError, OSError, BaseExceptionGroup) as exc:
-        error = first_of_ours(exc)
+    except (BulkheadError, OSError, UnicodeEncodeError, BaseExceptionGroup) as exc:
+        error = InvalidInput("an argument holds what is no UTF-8 text") if _unwritable(exc) else first_of_ours(exc)
         if error is None:
             raise
         # not wrapped: a line is searched for and copied more often than it is read in a narrow window
         ERRORS.print(f"[bold red]{error.code}[/]: {escape(error.message)}", soft_wrap=True)
         sys.exit(1)
+
+
+def _unwritable(exc: BaseException) -> bool:
+    """Tell whether all that failed is a text with bytes of the command line that are not UTF-8."""
+    if isinstance(exc, BaseExceptionGroup):
+        return all(_unwritable(child) for child in exc.exceptions)
+    return isinstance(exc, UnicodeEncodeError)
+
+
+@asynccontextmanager
+async def interruptible() -> AsyncGenerator[None]:
+    """Cancel the block on Ctrl-C, let it clean up, and abort; the second Ctrl-C does not wait.
+
+    asyncio's own answer to Ctrl-C cancels once, and what happens to finish in that moment swallows it.
+
+    Raises:
+        click.Abort: There was a Ctrl-C.
+    """
+    interrupted = anyio.Event()
+
+    async def watch() -> None:
+        with anyio.open_signal_receiver(signal.SIGINT) as signals:
+            async for _ in signals:
+                ERRORS.print("cleaning up; once more to stop at once")
+                interrupted.set()
+                tasks.cancel_scope.cancel()
+                return
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(watch)
+        yield
+        tasks.cancel_scope.cancel()
+    if interrupted.is_set():
+        raise click.Abort
 
 
 def json_option(command: Callable[P, R]) -> Callable[P, R]:
@@ -106,7 +157,14 @@ def caller_options(command: Callable[P, R]) -> Callable[P, R]:
     @wraps(command)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
         named = {name: kwargs.pop(name) for name in ("tenant", "user", "groups")}
-        return command(*args, caller=Caller(**named), **kwargs)  # pyright: ignore[reportArgumentType, reportCallIssue]  # click passes them by name
+        try:
+            return command(*args, caller=Caller(**named), **kwargs)  # pyright: ignore[reportArgumentType, reportCallIssue]  # click passes them by name
+        except (Unavailable, BaseExceptionGroup) as exc:
+            error = first_of_ours(exc)
+            if not isinstance(error, Unavailable):
+                raise
+            hint = "`bulkhead up` starts everything, `bulkhead doctor` says what is missing"
+            raise Unavailable(f"{error.message}; {hint}") from exc
 
     wrapped = click.option(
         "--as-group", "groups", multiple=True, help="A group that the user belongs to; may be repeated."

@@ -30,12 +30,15 @@ from rag.installation import DATABASE, SEAL_KEYS_NAME, embedded_is_running, embe
 from rag.llm.configured import ConfiguredModel, configured_models
 from rag.llm.minilm import load_minilm
 from rag.llm.openai_embeddings import OpenAiEmbedder
+from rag.llm.rerank import HttpReranker, Shape
 from rag.runtime import http_client
 from rag.settings import Settings
+from sql import load_queries
 
 __all__ = ["Finding", "Verdict", "doctor", "examine"]
 
 LOOK_BOUND_S = 15.0
+_QUERIES = load_queries("health")
 
 
 class Verdict(StrEnum):
@@ -95,8 +98,11 @@ async def examine(settings: Settings) -> list[Finding]:
         ("schema", "run `bulkhead migrate`, or the version of Bulkhead that this database was made for", _schema),
         ("seal keys", "run `bulkhead migrate`", _seal),
         ("redis", "start it, or unset BULKHEAD_REDIS_URL to limit per process", _redis),
+        ("search cache", "", _cache),
         ("embeddings", "start the server, or unset BULKHEAD_EMBEDDINGS_URL for the model on the CPU", _embeddings),
         ("language model", "start it, or unset BULKHEAD_LLM_URL for extractive answers", _language_model),
+        ("reranker", "start it, or unset BULKHEAD_RERANK_URL: searches go without it", _reranker),
+        ("maintenance", "run `bulkhead up` or `bulkhead maintain`: large tenants' searches get slower", _maintenance),
         ("mcp server", "run `bulkhead up`", _mcp),
         ("a2a server", "run `bulkhead up`", _a2a),
     ]
@@ -184,6 +190,37 @@ async def _redis(settings: Settings) -> str | None:
     async with redis.asyncio.Redis.from_url(settings.redis_url, socket_timeout=2.0) as client:
         await client.ping()  # pyright: ignore[reportGeneralTypeIssues]  # typed as sync or async
     return "answers"
+
+
+async def _cache(settings: Settings) -> str | None:
+    if settings.search_cache == "off":
+        return None
+    return "kept in Redis, encrypted" if settings.redis_url is not None else "kept in each process"
+
+
+async def _reranker(settings: Settings) -> str | None:
+    if settings.rerank_url is None:
+        return None
+    async with http_client(settings) as client:
+        await HttpReranker(
+            client=client,
+            base_url=settings.rerank_url,
+            shape=Shape(settings.rerank_shape),
+            model=settings.rerank_model,
+            api_key=settings.rerank_api_key,
+        ).check()
+    return f"scores, {settings.rerank_model or 'its own model'}"
+
+
+async def _maintenance(settings: Settings) -> str:
+    if settings.database_url is None:
+        raise Misconfigured("unknown while the database does not run")
+    if settings.maintenance_database_url is None:
+        return "not looked at: BULKHEAD_MAINTENANCE_DATABASE_URL is not set here, as is right for a server"
+    async with operator(settings) as verbs, verbs.database.unsafe_unscoped(reason="looks at locks only") as session:
+        if not await session.fetch_value(_QUERIES["maintained"]):
+            raise Misconfigured("no process looks after the vector indexes")
+    return "a process looks after the vector indexes"
 
 
 async def _embeddings(settings: Settings) -> str:

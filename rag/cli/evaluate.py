@@ -25,7 +25,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from rag.cli.common import ERRORS, json_option, operator, print_json, settings_of
+from rag.cli.common import ERRORS, interruptible, json_option, operator, print_json, settings_of
 from rag.evaluation.collection import Collection, read_collection
 from rag.evaluation.job import Job, Outcome, run_job
 from rag.evaluation.load import Progress as Report
@@ -105,6 +105,7 @@ def evaluate(
 
 async def _evaluate(settings: Settings, job: Job, report: Report) -> Outcome:
     async with (
+        interruptible(),
         open_runtime(settings, audience=Audience.MCP, application=APPLICATION) as runtime,
         operator(settings) as verbs,
     ):

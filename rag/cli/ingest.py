@@ -66,6 +66,8 @@ class Report:
     unchanged: int
     refused: tuple[Refusal, ...]
     notes: tuple[Note, ...]
+    corpus_version: int | None
+    """Which a search waits for that is to find all of it (`--min-version`); None: nothing was put."""
     interrupted: bool
     """Stopped by Ctrl-C before everything was done; what was begun has been finished."""
 
@@ -76,6 +78,7 @@ class _Tally:
     def __init__(self, refused: Iterable[Refusal], stopping: anyio.Event, readers: Sequence[str]) -> None:
         self.readers = list(readers)
         self.outcomes: Counter[str] = Counter()
+        self.version: int | None = None
         self.refused = list(refused)
         self.notes: list[Note] = []
         self.stopping = stopping
@@ -87,6 +90,7 @@ class _Tally:
             unchanged=self.outcomes["unchanged"],
             refused=tuple(sorted(self.refused, key=lambda refusal: refusal.source)),
             notes=tuple(sorted(self.notes, key=lambda note: note.source)),
+            corpus_version=self.version,
             interrupted=self.stopping.is_set(),
         )
 
@@ -104,6 +108,9 @@ def find_files(paths: Sequence[str | Path]) -> tuple[list[FoundFile], list[Refus
         if not files:
             refused.append(Refusal(source=str(path), reason="there is no such file, or no file of a known type in it"))
         for file in files:
+            if not _is_text(file.source):
+                refused.append(Refusal(source=ascii(file.source), reason="its name is not UTF-8; rename it"))
+                continue
             known = found.setdefault(file.source, file)
             if known.path.resolve() != file.path.resolve():
                 reason = f"{known.path} has the same name below its folder; ingest their common folder instead"
@@ -231,6 +238,15 @@ def _below(folder: Path, paths: Iterable[Path]) -> Generator[FoundFile]:
             yield FoundFile(path=path, source=relative.as_posix())
 
 
+def _is_text(name: str) -> bool:
+    """Tell whether a file's name can be sent: bytes of it that are not UTF-8 stand in it as lone surrogates."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _until_magic(parts: Sequence[str]) -> Generator[str]:
     for part in parts:
         if glob.has_magic(part):
@@ -283,6 +299,7 @@ async def _put(document: ParsedDocument | Refusal, file: FoundFile, client: McpC
         tally.refused.append(Refusal(source=source, reason=exc.message))
     else:
         tally.outcomes[result["outcome"]] += 1
+        tally.version = max(tally.version or 0, result["corpus_version"])
         if document.encoding not in {None, "utf-8"}:
             tally.notes.append(Note(source=source, text=f"is not UTF-8; it was read as {document.encoding}"))
 

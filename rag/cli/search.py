@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
 
-from rag.cli.common import Caller, caller_options, caller_token, json_option, print_json, settings_of
+from rag.cli.common import WEIGHT, Caller, caller_options, caller_token, json_option, print_json, settings_of
 from rag.clients.mcp import mcp_client
 from rag.errors import InvalidInput
 from rag.identity.scopes import Audience, Scope
@@ -50,11 +50,23 @@ def show(result: dict[str, Any], console: Console, *, explain: bool = False) -> 
 
 @click.command()
 @click.argument("query")
-@click.option("--limit", type=click.IntRange(1, MAX_LIMIT), default=5, show_default=True)
-@click.option("--mode", type=click.Choice([mode.value for mode in Mode]), default=Mode.HYBRID.value, show_default=True)
-@click.option("--bm25-weight", type=click.FloatRange(0), help="Relative to --vector-weight. Default: the tenant's.")
-@click.option("--vector-weight", type=click.FloatRange(0), help="Relative to --bm25-weight. Default: the tenant's.")
-@click.option("--fusion", type=click.Choice([way.value for way in Fusion]), default="convex", show_default=True)
+@click.option("--limit", type=click.IntRange(1, MAX_LIMIT), default=5, show_default=True, help="Passages.")
+@click.option(
+    "--mode",
+    type=click.Choice([mode.value for mode in Mode]),
+    default=Mode.HYBRID.value,
+    show_default=True,
+    help="By words and meaning, by words alone, or by meaning alone.",
+)
+@click.option("--bm25-weight", type=WEIGHT, help="Relative to --vector-weight. Default: the tenant's.")
+@click.option("--vector-weight", type=WEIGHT, help="Relative to --bm25-weight. Default: the tenant's.")
+@click.option(
+    "--fusion",
+    type=click.Choice([way.value for way in Fusion]),
+    default=Fusion.CONVEX.value,
+    show_default=True,
+    help="How words and meaning become one order: by scores, or by ranks alone.",
+)
 @click.option(
     "--filter", "filter_text", help='JSON, such as \'{"metadata": {"court": "district"}}\' (docs/filters.md).'
 )

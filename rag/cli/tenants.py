@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
-from rag.cli.common import json_option, login_name, operator, print_json, settings_of
+from rag.cli.common import WEIGHT, json_option, login_name, operator, print_json, settings_of
 from rag.errors import InvalidInput
 from rag.identity.scopes import Audience, Scope
 from rag.installation import installation
@@ -29,7 +29,7 @@ DEFAULT_SCOPES = {
 
 @click.group()
 def tenant() -> None:
-    """Create and list tenants."""
+    """Create, list and set up tenants."""
 
 
 @tenant.command("create")
@@ -67,8 +67,8 @@ def list_(context: click.Context, as_json: bool) -> None:
 
 @tenant.command("set")
 @click.argument("reference", metavar="TENANT")
-@click.option("--bm25-weight", type=click.FloatRange(0), help="Of exact words in its searches; with --vector-weight.")
-@click.option("--vector-weight", type=click.FloatRange(0), help="Of meaning in its searches; with --bm25-weight.")
+@click.option("--bm25-weight", type=WEIGHT, help="Of exact words in its searches; with --vector-weight.")
+@click.option("--vector-weight", type=WEIGHT, help="Of meaning in its searches; with --bm25-weight.")
 @click.option("--default-weights", is_flag=True, help="Weigh as the product does.")
 @click.option("--cache/--no-cache", "caching", default=None, help="Whether results of its searches may be kept.")
 @click.pass_context

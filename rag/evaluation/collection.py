@@ -6,6 +6,8 @@ normalisation (NFC), as the store keeps a document's source.
 
 from __future__ import annotations
 
+import codecs
+import dataclasses
 import gzip
 import unicodedata
 from collections.abc import Iterator, Mapping
@@ -47,6 +49,8 @@ class Collection:
     """Those with judgements, in the order of their file."""
     judgements: Mapping[str, Mapping[str, int]]
     """Question id -> document id -> grade; 0 is judged and not relevant."""
+    unknown: int = 0
+    """Judged queries that the file of queries does not have: nothing is known to ask."""
 
     def limited(self, number: int) -> Collection:
         """Return the collection with `number` of its questions, drawn by SEED; all of them if there are no more.
@@ -60,13 +64,8 @@ class Collection:
             return self
         drawn = np.random.default_rng(SEED).choice(len(self.questions), size=number, replace=False)
         questions = tuple(self.questions[int(place)] for place in sorted(drawn))
-        return Collection(
-            name=self.name,
-            folder=self.folder,
-            split=self.split,
-            questions=questions,
-            judgements={question.question_id: self.judgements[question.question_id] for question in questions},
-        )
+        judgements = {question.question_id: self.judgements[question.question_id] for question in questions}
+        return dataclasses.replace(self, questions=questions, judgements=judgements)
 
 
 def read_collection(folder: Path, *, split: str = "test") -> Collection:
@@ -77,14 +76,18 @@ def read_collection(folder: Path, *, split: str = "test") -> Collection:
     """
     judgements = _judgements(folder, split)
     texts = {_id(row): _text(row, "text") for row in _rows(_json_file(folder, "queries"))}
-    unknown = next((question for question in judgements if question not in texts), None)
-    if unknown is not None:
-        raise InvalidInput(f"qrels/{split}.tsv judges query {unknown!r}, which is not in the file of queries")
     questions = tuple(
         Question(question_id=question, text=text) for question, text in texts.items() if question in judgements
     )
+    if not questions:
+        raise InvalidInput(f"qrels/{split}.tsv judges none of the queries of the file of queries")
     return Collection(
-        name=folder.resolve().name, folder=folder, split=split, questions=questions, judgements=judgements
+        name=folder.resolve().name,
+        folder=folder,
+        split=split,
+        questions=questions,
+        judgements={question.question_id: judgements[question.question_id] for question in questions},
+        unknown=len(judgements) - len(questions),
     )
 
 
@@ -108,7 +111,7 @@ def _judgements(folder: Path, split: str) -> dict[str, dict[str, int]]:
     path = folder / "qrels" / f"{split}.tsv"
     found: dict[str, dict[str, int]] = {}
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except FileNotFoundError as exc:
         raise InvalidInput(f"there is no qrels/{split}.tsv in {folder.name}; name another with --split") from exc
     except UnicodeDecodeError as exc:
@@ -118,7 +121,10 @@ def _judgements(folder: Path, split: str) -> dict[str, dict[str, int]]:
         if not line.strip() or (number == 1 and not _is_grade(fields[-1])):
             continue
         if len(fields) != 3 or not _is_grade(fields[2]):
-            raise InvalidInput(f"qrels/{split}.tsv, line {number}: not of the form query-id, corpus-id, score")
+            raise InvalidInput(
+                f"qrels/{split}.tsv, line {number}: not of the form query-id, corpus-id, score, "
+                "with tabs between and a whole number as score"
+            )
         question, document = (unicodedata.normalize("NFC", field) for field in fields[:2])
         found.setdefault(question, {})[document] = int(fields[2])
     if not any(grade > 0 for grades in found.values() for grade in grades.values()):
@@ -147,6 +153,8 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
             number = 0
             while line := file.readline(MAX_LINE_BYTES):
                 number += 1
+                if number == 1:
+                    line = line.removeprefix(codecs.BOM_UTF8)
                 if line.strip():
                     yield _row(line, path.name, number)
     except (gzip.BadGzipFile, EOFError) as exc:
@@ -158,7 +166,7 @@ def _row(line: bytes, file: str, number: int) -> dict[str, Any]:
         row = orjson.loads(line)
     except orjson.JSONDecodeError as exc:
         raise InvalidInput(f"{file}, line {number}: not JSON") from exc
-    if not isinstance(row, dict) or not isinstance(row.get("_id"), str | int) or not row["_id"]:
+    if not isinstance(row, dict) or not isinstance(row.get("_id"), str | int) or row["_id"] == "":
         raise InvalidInput(f'{file}, line {number}: not an object with an "_id"')
     return cast("dict[str, Any]", row)
 

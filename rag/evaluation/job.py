@@ -5,7 +5,7 @@ Above: the command line. Below: the rest of this package, `rag.runtime`.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +34,7 @@ SUBJECT = "bulkhead-eval"
 TOKEN_LIFETIME_S = 24 * 3600.0
 """Longer than any evaluation; the database checks the revocation list in each transaction all the same."""
 CLEAN_UP_BOUND_S = 600.0
+MAX_SHOWN_CHARS = 40
 APPLICATION = "bulkhead-eval"
 
 
@@ -126,12 +127,13 @@ async def _measured(runtime: Runtime, tenant: Tenant, job: Job, loaded: Loaded |
     searcher = Searcher(retriever=_retriever(runtime), principal=principal, phrases=job.phrases)
     evaluation = await evaluate(searcher, collection, progress=progress)
     tuning = await tune(searcher, collection, progress=progress) if job.tune else None
+    refusals = dict(loaded.refused) if loaded else {}
     report: dict[str, object] = {
         "collection": collection.name,
         **legs_json(evaluation),
         "documents": {
             "stored": len(present),
-            "refused": len(loaded.refused) if loaded else 0,
+            "refused": len(refusals),
             "chunks": loaded.chunks if loaded else None,
             "relevant_but_missing": missing,
         },
@@ -143,13 +145,21 @@ async def _measured(runtime: Runtime, tenant: Tenant, job: Job, loaded: Loaded |
     degraded = sum(result.degraded for result in evaluation.legs.values())
     refused = max(result.refused for result in evaluation.legs.values())
     found = {
+        f"{collection.unknown} judged queries are not in the file of queries: they were not asked": collection.unknown,
         f"{missing} relevant documents are not in the tenant": missing,
         f"{waiting} documents still wait for vectors": waiting,
         f"{degraded} searches were answered without vectors: the embedder was too slow": degraded,
         f"{refused} questions are such as the search refuses, and count as 0": refused,
-        f"{len(loaded.refused) if loaded else 0} documents were refused": len(loaded.refused) if loaded else 0,
+        f"{len(refusals)} documents were refused: {_first(refusals)}": len(refusals),
     }
     return Outcome(tenant=tenant, tuning=tuning, report=report, notes=tuple(note for note, so in found.items() if so))
+
+
+def _first(refusals: Mapping[str, str]) -> str:
+    """Return one of the refusals as an example, the same on every run."""
+    source = min(refusals, default="")
+    shown = source if len(source) <= MAX_SHOWN_CHARS else source[: MAX_SHOWN_CHARS - 1] + "…"
+    return f"{shown}: {refusals.get(source)}"
 
 
 def _missing(collection: Collection, present: set[str]) -> int:

@@ -71,9 +71,15 @@ async def put_all(
         for _ in range(CONCURRENCY):
             tasks.start_soon(_put, receive.clone(), database, principal, loaded, progress)
         async with send:
+            begun: set[str] = set()
             while batch := await anyio.to_thread.run_sync(_next, documents):
                 for document in batch:
-                    await send.send(document)
+                    # two on their way at a time would leave one or the other, by chance
+                    if document.source in begun:
+                        loaded.refused[document.source] = "its id occurs twice; the first document has it"
+                    else:
+                        begun.add(document.source)
+                        await send.send(document)
     return loaded
 
 

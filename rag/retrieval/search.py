@@ -114,6 +114,9 @@ async def search(retriever: Retriever, principal: Principal, request: SearchRequ
     timings: dict[str, float] = {}
     if found is None:
         found, degraded, timings = await _search(retriever, principal, request, limit, parsed)
+        if request.max_per_document is None and _crowded(found, limit):
+            spread = dataclasses.replace(request, max_per_document=limit)
+            found, degraded, timings = await _search(retriever, principal, spread, limit, parsed)
         if not degraded:
             await _keep(retriever, asked, found)
     result = _result(found, degraded=degraded, stale=stale, timings=timings, cached=cached)
@@ -224,6 +227,12 @@ async def _search(
 def _candidates(request: SearchRequest, limit: int) -> int:
     """Return how many chunks each leg puts up: more where many of them are to make way for other documents."""
     return max(CANDIDATES, limit * (2 if request.max_per_document is None else 4))
+
+
+def _crowded(found: Row, limit: int) -> bool:
+    """Return whether chunks that say the same as others of their document have taken other documents' places."""
+    hits = found["hits"]
+    return len(hits) < limit and len(hits) + sum(len(hit["duplicates"]) for hit in hits) >= CANDIDATES
 
 
 async def _query_vector(embedders: Embedders, model_id: int, query: str) -> NDArray[np.float32]:

@@ -75,7 +75,7 @@ class SearchRequest:
     fusion: Fusion = Fusion.CONVEX
     filter: Filter | None = None
     max_per_document: int | None = None
-    """So many hits of one document at most; None: any number."""
+    """So many hits of one document at most, and no fewer hits for it: other documents fill up; None: any number."""
     min_version: int | None = None
     """A corpus version, as a put returned it: the search waits until all writes up to it are found by both legs."""
     wait_s: float = 2.0

@@ -40,7 +40,7 @@ begin
     );
 end
 $$;
-grant execute on function rag.current_audiences() to bulkhead_app;
+grant execute on function rag.current_audiences() to bulkhead_app, bulkhead_queue;
 
 -- The audience of a set of groups, made when it is new. Nobody puts a document out of their own sight: BH004.
 create function rag.audience_of_v1(named text[]) returns bigint
@@ -411,6 +411,15 @@ begin
 end
 $$;
 
+-- What is said about a document is said by those who may read it: else one could bury, or put words into, what is hidden
+-- from oneself. (In these policies too rag.document and rag.chunk are only what the caller may read.)
+create policy of_a_readable_document on rag.tombstone as restrictive for insert to bulkhead_app
+with check (exists (select from rag.document d where d.tenant_id = tombstone.tenant_id and d.ordinal = tombstone.ordinal));
+create policy of_a_readable_document on rag.chunk as restrictive for insert to bulkhead_app
+with check (exists (select from rag.document d where d.tenant_id = chunk.tenant_id and d.document_id = chunk.document_id));
+create policy of_a_readable_chunk on rag.embedding as restrictive for insert to bulkhead_app
+with check (exists (select from rag.chunk c where c.tenant_id = embedding.tenant_id and c.chunk_id = embedding.chunk_id));
+
 -- An index is changed by whoever may write documents; what it is folded into, by the worker alone.
 grant select, insert on rag.posting, rag.tombstone, rag.corpus_change to bulkhead_app;
 grant select on rag.term, rag.spelling to bulkhead_app;
@@ -530,7 +539,11 @@ begin
     end if;
     perform rag.index_ordinals_v1(tenant, array[new_ordinal]);
     corpus_version := rag.corpus_version_v1();
-    perform queue.enqueue_embedding_v2(coalesce(stored.document_id, document), corpus_version);
+    perform queue.enqueue_embedding_v2(
+        coalesce(stored.document_id, document),
+        new_audience,
+        (select sum(s.writes) from rag.corpus_change s where s.tenant_id = tenant and s.audience = new_audience)
+    );
     return query select outcome, new_version, corpus_version;
 end
 $$;
@@ -566,29 +579,60 @@ grant execute on function
     rag.delete_document_v2(uuid)
 to bulkhead_app;
 
--- 6. The queue of chunks without vectors knows which write it waits for, and its seals reach every audience.
+-- 6. The queue of documents without vectors: its seals reach every audience, and what it tells is of documents that the
+-- caller may read.
 set local role bulkhead_queue;
-alter table queue.embedding add column version bigint not null default 0;
+alter table queue.embedding
+    add column audience bigint not null default 0,
+    -- The writes to this audience up to this one. Corpus versions of callers with different groups do not compare; but each
+    -- of them counts these writes, so one that is lower is of an earlier moment.
+    add column version bigint not null default 0;
 
-create function queue.enqueue_embedding_v2(document uuid, written bigint) returns void
+create function queue.enqueue_embedding_v2(document uuid, readers bigint, written bigint) returns void
 language sql volatile security definer
 set search_path = ''
 as $$
-    insert into queue.embedding (tenant_id, document_id, version)
-    values (rag.current_tenant(), document, written)
+    insert into queue.embedding (tenant_id, document_id, audience, version)
+    values (rag.current_tenant(), document, readers, written)
     on conflict (tenant_id, document_id)
-    do update set available_at = clock_timestamp(), attempts = 0, version = excluded.version;
+    do update set available_at = clock_timestamp(), attempts = 0, audience = excluded.audience, version = excluded.version
+    where embedding.audience = any ((select rag.current_audiences())::bigint[]);
     select pg_notify('bulkhead_embedding', '');
 $$;
 drop function queue.enqueue_embedding_v1(uuid);
 
--- Whether the vectors of any write up to this version are still being made.
+create or replace function queue.finish_embedding_v1(document uuid) returns void
+language sql volatile security definer
+set search_path = ''
+as $$
+    delete from queue.embedding q
+    where q.tenant_id = rag.current_tenant()
+        and q.document_id = document
+        and q.audience = any ((select rag.current_audiences())::bigint[]);
+$$;
+
+-- How many documents still wait for vectors.
+create or replace function queue.pending_embeddings_v1() returns bigint
+language sql stable security definer
+set search_path = ''
+as $$
+    select count(*)
+    from queue.embedding q
+    where q.tenant_id = (select rag.current_tenant())
+        and q.audience = any ((select rag.current_audiences())::bigint[]);
+$$;
+
+-- Whether the vectors of any write up to this version of the caller's are still being made.
 create function queue.embeddings_behind_v1(written bigint) returns boolean
 language sql stable security definer
 set search_path = ''
 as $$
     select exists (
-        select from queue.embedding q where q.tenant_id = (select rag.current_tenant()) and q.version <= written
+        select
+        from queue.embedding q
+        where q.tenant_id = (select rag.current_tenant())
+            and q.audience = any ((select rag.current_audiences())::bigint[])
+            and q.version <= written
     );
 $$;
 
@@ -615,9 +659,9 @@ $$;
 drop function queue.claim_embeddings_v1(integer, double precision);
 -- the owner's default privileges keep everybody off its functions; this role has none of its own
 revoke execute on function
-    queue.enqueue_embedding_v2(uuid, bigint), queue.embeddings_behind_v1(bigint),
+    queue.enqueue_embedding_v2(uuid, bigint, bigint), queue.embeddings_behind_v1(bigint),
     queue.claim_embeddings_v2(integer, double precision)
 from public;
-grant execute on function queue.enqueue_embedding_v2(uuid, bigint), queue.embeddings_behind_v1(bigint) to bulkhead_app;
+grant execute on function queue.enqueue_embedding_v2(uuid, bigint, bigint), queue.embeddings_behind_v1(bigint) to bulkhead_app;
 grant execute on function queue.claim_embeddings_v2(integer, double precision) to bulkhead_worker;
 reset role;

@@ -114,6 +114,36 @@ grant execute on function
     rag.occurrences_v1(uuid, bigint[], text, bigint[], integer)
 to bulkhead_app;
 
+-- The candidates of a list, best first, with their places in it: as many as are wanted from the top; and, when only some of
+-- a document are to be hits, as many again that are among those, or one long document would be all that is found.
+create function rag.candidates_v1(list bigint[], wanted integer, per_document integer)
+returns table (chunk_id bigint, place integer)
+language plpgsql stable security invoker
+rows 100
+set search_path = ''
+set plan_cache_mode = force_generic_plan
+as $$
+#variable_conflict use_column
+begin
+    if per_document is null then
+        return query
+        select l.chunk_id, l.place::integer from unnest(list[:wanted]) with ordinality as l (chunk_id, place);
+        return;
+    end if;
+    return query
+    select c.chunk_id, c.place::integer
+    from (
+        select d.*, row_number() over (partition by d.of_document <= per_document order by d.place) as turn
+        from (
+            select l.chunk_id, l.place, row_number() over (partition by l.chunk_id >> 20 order by l.place) as of_document
+            from unnest(list) with ordinality as l (chunk_id, place)
+        ) d
+    ) c
+    where c.place <= wanted or (c.of_document <= per_document and c.turn <= wanted);
+end
+$$;
+grant execute on function rag.candidates_v1(bigint[], integer, integer) to bulkhead_app;
+
 create function rag.search_v2(
     context text,
     query text,
@@ -127,7 +157,9 @@ create function rag.search_v2(
     dense_weight double precision,
     fusion text,                        -- 'convex' or 'rrf'
     document_filter jsonpath,           -- over a document's record (rag/retrieval/filters.py); null: none
-    per_document integer                -- so many hits of one document at most; null: any number
+    per_document integer,               -- so many hits of one document at most; null: any number
+    -- so many postings are scored in about 25 ms; of longer lists only the shortlist's blocks are read
+    posting_budget bigint default 60000
 )
 returns table (version bigint, state jsonb, report jsonb, hits jsonb)
 language plpgsql stable security invoker
@@ -166,15 +198,14 @@ declare
     same constant double precision := 0.03;
     -- exact search over so many vectors takes about ten milliseconds
     exact_chunks constant bigint := 5000;
-    -- so many postings are scored in about 25 ms; of longer lists only the shortlist's blocks are read
-    posting_budget constant bigint := 60000;
+    -- how far down the lists of both legs are read: to their ends where documents make way for others
+    depth integer := case when per_document is null then candidates end;
     shortlist_chunks constant integer := 500;
     -- writing times as text takes longer than all the rest of a filter
     timed boolean := document_filter::text ~ '(created|updated)_at';
     allowed bigint[];
     reachable bigint;
     dense_ids bigint[];
-    dense_distances double precision[];
     dense_plan text := 'off';
     graph rag.vector_index;
     dimension integer;
@@ -239,15 +270,12 @@ begin
             select m.dimension into strict dimension from rag.embedding_model m where m.model_id = vector_model;
             -- fewer than the candidates asked for would come back, silently (retrieval.md 1)
             perform set_config('hnsw.ef_search', least(1000, greatest(2 * candidates, 200))::text, true);
-            perform set_config(
-                'hnsw.iterative_scan',
-                case when allowed is null and reachable = n then 'off' else 'strict_order' end, true
-            );
+            -- and what a filter or the caller's groups take out is made up for
+            perform set_config('hnsw.iterative_scan', 'strict_order', true);
             -- statistics that lag behind let a sort of everything look cheaper than the graph
             perform set_config('enable_sort', 'off', true);
             execute format(
-                'select array_agg(f.chunk_id order by f.distance, f.chunk_id), '
-                'array_agg(f.distance order by f.distance, f.chunk_id) from ('
+                'select array_agg(f.chunk_id order by f.distance, f.chunk_id) from ('
                 'select e.chunk_id, (e.vector::public.halfvec(%1$s)) operator(public.<=>) $1 as distance '
                 'from rag.embedding e '
                 'where e.tenant_id = $2 and e.model_id = $3 and e.audience = any ($4) %2$s '
@@ -255,17 +283,21 @@ begin
                 dimension,
                 case when allowed is not null then 'and (e.chunk_id >> 20) in (select unnest($5))' end
             )
-            into dense_ids, dense_distances
-            using query_vector, tenant, vector_model, audiences, allowed, candidates;
+            into dense_ids
+            using query_vector, tenant, vector_model, audiences, allowed, coalesce(depth, 10 * candidates);
             perform set_config('enable_sort', 'on', true);
         end if;
         -- a graph that gives up early must not cost a hit
-        if coalesce(cardinality(dense_ids), 0) < least(candidates, reachable) then
+        if coalesce(cardinality(dense_ids), 0) < least(candidates, reachable)
+            or (
+                select sum(least(k.chunks, per_document)) < wanted
+                from (select count(*) as chunks from unnest(dense_ids) as d (chunk_id) group by d.chunk_id >> 20) k
+            )
+        then
             dense_plan := case when dense_plan = 'hnsw' then 'exact after hnsw' else 'exact' end;
             if allowed is not null and reachable <= exact_chunks then
-                select array_agg(f.chunk_id order by f.distance, f.chunk_id),
-                    array_agg(f.distance order by f.distance, f.chunk_id)
-                into dense_ids, dense_distances
+                select array_agg(f.chunk_id order by f.distance, f.chunk_id)
+                into dense_ids
                 from (
                     select e.chunk_id, e.vector operator(public.<=>) query_vector as distance
                     from unnest(allowed) as a (ordinal)
@@ -277,19 +309,18 @@ begin
                         offset 0
                     ) e
                     order by distance, e.chunk_id
-                    limit candidates
+                    limit depth
                 ) f;
             else
-                select array_agg(f.chunk_id order by f.distance, f.chunk_id),
-                    array_agg(f.distance order by f.distance, f.chunk_id)
-                into dense_ids, dense_distances
+                select array_agg(f.chunk_id order by f.distance, f.chunk_id)
+                into dense_ids
                 from (
                     select e.chunk_id, e.vector operator(public.<=>) query_vector as distance
                     from rag.embedding e
                     where e.tenant_id = tenant and e.model_id = vector_model and e.audience = any (audiences)
                         and (allowed is null or e.chunk_id >> 20 in (select unnest(allowed)))
                     order by distance, e.chunk_id
-                    limit candidates
+                    limit depth
                 ) f;
             end if;
         end if;
@@ -363,7 +394,10 @@ begin
             array_agg(a.term order by a.place), array_agg(a.df order by a.place), array_agg(a.idf order by a.place),
             array_agg(scale * a.idf * a.times * (k1 + one) order by a.place),
             array_agg(a.term = any (phrase_terms) order by a.place),
-            array_agg(a.reading <= posting_budget or a.place = 1 or phrases is not null order by a.place)
+            -- a list is read whole where those of rarer words cannot fill the shortlist without it
+            array_agg(
+                a.reading <= posting_budget or a.reading - a.df < shortlist_chunks or phrases is not null order by a.place
+            )
         into query_terms, dfs, idfs, factors, in_phrase, nominating
         from (
             select
@@ -416,13 +450,23 @@ begin
             and (allowed is null or u.chunk_id >> 20 in (select unnest(allowed)))
         group by u.chunk_id
     ),
+    dense as materialized (
+        select d.chunk_id, d.place from rag.candidates_v1(dense_ids, candidates, per_document) d
+    ),
     shortlist as materialized (
         select s.chunk_id
-        from (
-            select m.chunk_id from nominated m where pruned order by m.points desc, m.chunk_id limit shortlist_chunks
+        from rag.candidates_v1(
+            array(
+                select m.chunk_id
+                from nominated m
+                where pruned
+                order by m.points desc, m.chunk_id
+                limit case when per_document is null then shortlist_chunks end
+            ),
+            shortlist_chunks, per_document
         ) s
         union
-        select d.chunk_id from unnest(dense_ids) as d (chunk_id) where pruned
+        select d.chunk_id from dense d where pruned
     ),
     -- of the lists that are too long to be read, what they say of the shortlist
     completing as materialized (
@@ -454,7 +498,7 @@ begin
             from nominated m
             where phrases is null and not pruned
             order by m.points desc, m.chunk_id
-            limit candidates
+            limit depth
         )
         union all
         (
@@ -462,7 +506,7 @@ begin
             from completed c
             where phrases is null
             order by c.points desc, c.chunk_id
-            limit candidates
+            limit depth
         )
         union all
         (
@@ -489,16 +533,14 @@ begin
                         from unnest(phrases) as p (pattern)
                     )
             )
-            limit candidates
+            limit depth
         )
     ),
     lexical as materialized (
-        select l.chunk_id, row_number() over (order by l.points desc, l.chunk_id)::integer as place
-        from pool l
-    ),
-    dense as materialized (
-        select d.chunk_id, d.distance, d.place::integer as place
-        from unnest(dense_ids, dense_distances) with ordinality as d (chunk_id, distance, place)
+        select l.chunk_id, l.place
+        from rag.candidates_v1(
+            array(select p.chunk_id from pool p order by p.points desc, p.chunk_id), candidates, per_document
+        ) l
     ),
     -- materialized: the id is to reach the lookups below as a value, which an index takes, not as an expression
     candidate as materialized (
@@ -515,7 +557,8 @@ begin
             coalesce(k.points, zero) as points,
             case
                 when dense_part > 0 and query_vector is not null
-                then round(scale * (one - (e.vector operator(public.<=>) query_vector)))
+                -- a vector of zeros points nowhere: as if it were still to be made
+                then round(scale * (one - nullif(e.vector operator(public.<=>) query_vector, 'NaN')))
             end as cosine,
             e.vector
         from candidate c
@@ -661,6 +704,15 @@ begin
     left join matched m on m.chunk_id = t.chunk_id
     left join twins w on w.like_place = t.place;
 
+    if pruned and coalesce(jsonb_array_length(found_hits), 0) < wanted then
+        -- the chunks of the rarer words were few, or not the filter's
+        return query select s.*
+        from rag.search_v2(
+            context, query, phrases, phrase_words, query_vector, vector_model, wanted, candidates, lexical_weight, dense_weight,
+            fusion, document_filter, per_document, posting_budget => 9223372036854775807
+        ) s;
+        return;
+    end if;
     return query select
         corpus_version,
         rag.search_state_v1(settings, audiences),
@@ -681,7 +733,7 @@ $$;
 grant execute on function
     rag.search_v2(
         text, text, text[], text, public.halfvec, smallint, integer, integer, double precision, double precision, text, jsonpath,
-        integer
+        integer, bigint
     )
 to bulkhead_app;
 

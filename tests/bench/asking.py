@@ -1,6 +1,6 @@
 """Asks the product's search function one question after another, and says what the exact answer would have been.
 
-Above: the recall and volume benchmarks. Below: `loading`. The asking connection is the servers' login under a seal; the
+Above: the recall and volume benchmarks. Below: `connect`. The asking connection is the servers' login under a seal; the
 exact answer comes from the administrator's, who sees the same vectors without any index.
 """
 
@@ -13,7 +13,7 @@ from typing import Any, cast
 
 import asyncpg
 
-from tests.bench.loading import connected
+from tests.bench.connect import connected
 from tests.bench.statement import search_statement
 from tests.support.world import World
 

@@ -14,8 +14,10 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import islice
 from pathlib import Path
+
+import numpy as np
 
 from rag.corpus.chunk import chunk
 from rag.corpus.text import clean_text, clean_title
@@ -23,6 +25,7 @@ from rag.corpus.text import clean_text, clean_title
 __all__ = ["Piece", "Section", "questions", "read_uscode", "split", "synthetic_sections", "words_by_frequency"]
 
 SEED = 20_260_728
+TITLE_WORDS = 6
 _WORD = re.compile(r"[A-Za-z]{3,}")
 _EMPTY_WORDS = frozenset(
     (
@@ -148,15 +151,15 @@ def synthetic_sections(
     Words are drawn by Zipf's law (the n-th of `ranked` with probability proportional to 1/n), stop words among them, as
     in running text.
     """
-    draw = random.Random(seed)
-    weights = list(accumulate(1 / rank for rank in range(1, len(ranked) + 1)))
+    draw = np.random.default_rng(seed)
+    weights = np.cumsum(1 / np.arange(1, len(ranked) + 1))
     number = made = 0
     while made < chunks:
-        texts = [
-            " ".join(draw.choices(ranked, cum_weights=weights, k=draw.randint(*words)))
-            for _ in range(min(chunks_a_document, chunks - made))
-        ]
-        title = " ".join(draw.choices(ranked, cum_weights=weights, k=6))
+        lengths = draw.integers(*words, size=min(chunks_a_document, chunks - made), endpoint=True).tolist()
+        places = np.searchsorted(weights, weights[-1] * draw.random(TITLE_WORDS + sum(lengths)), side="right")
+        drawn = iter([str(ranked[place]) for place in places.tolist()])
+        title = " ".join(islice(drawn, TITLE_WORDS))
+        texts = [" ".join(islice(drawn, length)) for length in lengths]
         yield _section(f"synthetic-{number:07}.txt", f"{title} {number}", texts)
         number += 1
         made += len(texts)

@@ -8,29 +8,29 @@ time.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Iterable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from uuid import UUID
 
+import anyio
 import asyncpg
-from pgvector.asyncpg import register_vector  # pyright: ignore[reportMissingTypeStubs]
 
 from rag.corpus.store import document_id_of
 from rag.db.vectors import halfvec
 from rag.identity.principal import Principal
 from rag.identity.scopes import Scope
 from rag.identity.seal import Sealer, load_seal_keys
+from tests.bench.connect import connected, script, statements
 from tests.bench.corpora import Section
+from tests.bench.direct import gather_words
 from tests.bench.vectors import VectorSpace
 from tests.support.world import World
 
-__all__ = ["Loaded", "add_questions", "connected", "load", "long_seal", "make_staging", "run_script", "script"]
+__all__ = ["Loaded", "add_questions", "load", "long_seal", "make_staging", "run_script"]
 
 BATCH_CHUNKS = 10_000
 TEN_YEARS_S = 10 * 365 * 86_400.0
-_SQL = Path(__file__).parent / "sql"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,22 +44,6 @@ class Loaded:
     """Documents, chunks and vectors."""
     postings_s: float
     plain_s: float
-
-
-def script(name: str) -> str:
-    """Return the text of `sql/<name>`."""
-    return (_SQL / name).read_text(encoding="utf-8")
-
-
-@asynccontextmanager
-async def connected(url: str) -> AsyncGenerator[asyncpg.Connection]:
-    """Open a connection without a statement timeout that knows pgvector's types."""
-    connection = await asyncpg.connect(url, server_settings={"search_path": "public"}, timeout=30)
-    try:
-        await register_vector(connection)
-        yield connection
-    finally:
-        await connection.close()
 
 
 async def run_script(world: World, name: str) -> None:
@@ -118,26 +102,31 @@ async def add_questions(
 
 
 async def load(
-    world: World, *, tenant_id: UUID, sections: Iterable[Section], space: VectorSpace, plain: bool
+    world: World,
+    *,
+    tenant_id: UUID,
+    sections: Iterable[Section],
+    space: VectorSpace,
+    plain: bool = False,
+    direct: bool = False,
 ) -> Loaded:
-    """Load `sections` as the tenant's documents, with vectors out of `space`; `plain` fills bench.plain as well."""
+    """Load `sections` as the tenant's documents, with vectors out of `space`.
+
+    `plain` fills bench.plain as well. `direct` only gathers the words, for `direct.write_blocks`.
+    """
     assert world.settings.database_url is not None
     documents = chunks = 0
     took: dict[str, float] = dict.fromkeys(("staging", "rows", "postings", "plain"), 0.0)
-    steps = [("rows", name) for name in ("documents", "chunks", "vectors")] + [("postings", "postings")]
-    statements = _statements(script("fill_product.sql"))
     seal = long_seal(world, tenant_id)
     async with connected(world.superuser_url) as admin, connected(world.settings.database_url) as tenant:
         for batch in _batches(sections):
             began = time.perf_counter()
             await _stage(admin, tenant_id, documents, batch, space)
             took["staging"] += time.perf_counter() - began
-            async with tenant.transaction():
-                await tenant.execute("select rag.open_context_v1($1)", seal)
-                for part, name in steps:
-                    began = time.perf_counter()
-                    await tenant.execute(statements[name], tenant_id, timeout=600)
-                    took[part] += time.perf_counter() - began
+            async with anyio.create_task_group() as group:
+                if direct:
+                    group.start_soon(_timed, took, "postings", partial(gather_words, admin, tenant_id))
+                await _fill(tenant, tenant_id, seal, took, postings=not direct)
             if plain:
                 began = time.perf_counter()
                 await admin.execute(script("fill_plain.sql"), timeout=600)
@@ -145,12 +134,9 @@ async def load(
             await admin.execute("truncate bench.staged_document, bench.staged_chunk")
             documents += len(batch)
             chunks += sum(len(section.pieces) for section in batch)
-    return Loaded(documents=documents, chunks=chunks, **{f"{part}_s": seconds for part, seconds in took.items()})
-
-
-def _statements(text: str) -> dict[str, str]:
-    parts = [part.split("\n", 1) for part in f"\n{text}".split("\n-- ")[1:]]
-    return {name.strip(): statement.strip() for name, statement in parts}
+    return Loaded(
+        documents=documents, chunks=chunks, **{f"{part}_s": round(seconds, 1) for part, seconds in took.items()}
+    )
 
 
 def _batches(sections: Iterable[Section]) -> Iterator[list[Section]]:
@@ -164,6 +150,23 @@ def _batches(sections: Iterable[Section]) -> Iterator[list[Section]]:
             batch, chunks = [], 0
     if batch:
         yield batch
+
+
+async def _fill(
+    tenant: asyncpg.Connection, tenant_id: UUID, seal: str, took: dict[str, float], *, postings: bool
+) -> None:
+    steps = statements("fill_product.sql")
+    async with tenant.transaction():
+        await tenant.execute("select rag.open_context_v1($1)", seal)
+        for part, name in (("rows", "documents"), ("rows", "chunks"), ("rows", "vectors"), ("postings", "postings")):
+            if postings or part != "postings":
+                await _timed(took, part, partial(tenant.execute, steps[name], tenant_id, timeout=600))
+
+
+async def _timed(took: dict[str, float], part: str, call: Callable[[], Awaitable[object]]) -> None:
+    began = time.perf_counter()
+    await call()
+    took[part] += time.perf_counter() - began
 
 
 async def _stage(

@@ -27,7 +27,7 @@ import psutil
 
 from rag.cli.supervisor import free_port
 from rag.identity.scopes import Scope
-from tests.bench.loading import connected, script
+from tests.bench.connect import connected, script
 from tests.bench.pgbench import run_pgbench
 from tests.bench.report import LEAD_S, Measured, measured
 from tests.bench.statement import search_statement

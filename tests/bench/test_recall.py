@@ -34,12 +34,10 @@ async def test_the_dense_leg_finds_the_nearest_chunks_in_tenants_of_every_size(p
     world, _ = await open_world(place, "recall", "fresh")
     await make_staging(world)
     space = VectorSpace(SEED)
-    ids = []
     for chunks in BUCKETS:
         tenant = await world.tenant(f"chunks-{chunks}")
-        ids.append(tenant.tenant_id)
         sections = synthetic_sections(WORDS, chunks, words=(3, 5), seed=chunks)
-        await load(world, tenant_id=tenant.tenant_id, sections=sections, space=space, plain=False)
+        await load(world, tenant_id=tenant.tenant_id, sections=sections, space=space)
         await add_questions(
             world,
             documents=chunks,
@@ -47,7 +45,7 @@ async def test_the_dense_leg_finds_the_nearest_chunks_in_tenants_of_every_size(p
             questions=[WORDS[number] for number in range(QUESTIONS)],
             space=space,
         )
-    took = await settle(world, ids)
+    took = await settle(world)
     print(f"\nsynthetic vectors; upkeep took, in s: {took}")
     print(f"{'chunks':>8} {'plan':18} {'recall@10':>9} {'worst':>6} {'fewest of 10':>12} {'fewest of 50':>12}")
     rows: list[dict[str, object]] = []

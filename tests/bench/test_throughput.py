@@ -20,8 +20,10 @@ from rag.identity.scopes import Audience
 from sql import migrations
 from tests.bench import report, systems
 from tests.bench.conftest import Plan
+from tests.bench.connect import connected, script
 from tests.bench.corpora import Section, questions, split
-from tests.bench.loading import add_questions, connected, load, make_staging, run_script, script
+from tests.bench.direct import index_directly
+from tests.bench.loading import add_questions, load, long_seal, make_staging, run_script
 from tests.bench.place import Place, finish_database, open_world
 from tests.bench.statement import MODES
 from tests.bench.systems import PLAIN_MODES, Server, Tenant
@@ -33,6 +35,14 @@ pytestmark = [pytest.mark.anyio, pytest.mark.bench, pytest.mark.timeout(7200)]
 
 CONCURRENCIES = (1, 8, 32)
 QUESTIONS = 2000
+SCRIPTS = (
+    "stage.sql",
+    "fill_product.sql",
+    "fill_postings.sql",
+    "plain.sql",
+    "fill_plain.sql",
+    "plain_indexes.sql",
+)
 SEED = 7
 WARM_UP_S = 2.0
 SLOWEST = ("computed", 8, 10_000)
@@ -85,14 +95,13 @@ async def _fill(world: World, plan: Plan, sections: Sequence[Section]) -> None:
     await make_staging(world)
     await run_script(world, "plain.sql")
     space = VectorSpace(SEED)
-    ids = []
     print("\nvectors are synthetic (tests/bench/vectors.py), the texts are the United States Code")
     for size, own in zip(plan.sizes, split(sections, plan.sizes), strict=True):
         if len(own) < size:
             print(f"only {len(own)} documents were left for the tenant of {size}")
         tenant = await world.tenant(f"docs-{size}")
-        ids.append(tenant.tenant_id)
-        print(await load(world, tenant_id=tenant.tenant_id, sections=own, space=space, plain=True))
+        print(await load(world, tenant_id=tenant.tenant_id, sections=own, space=space, plain=True, direct=True))
+        await index_directly(world, tenant.tenant_id, long_seal(world, tenant.tenant_id))
         await add_questions(
             world,
             documents=size,
@@ -104,7 +113,7 @@ async def _fill(world: World, plan: Plan, sections: Sequence[Section]) -> None:
         await admin.execute(script("plain_indexes.sql"), timeout=3600)
         # two thousand questions come round again: a kept answer would be measured, not a search
         await admin.execute("update rag.tenant set cache_results = false")
-    print(f"upkeep took, in s: {await settle(world, ids)}")
+    print(f"upkeep took, in s: {await settle(world)}")
     await finish_database(world)
 
 
@@ -221,8 +230,6 @@ def _folder(parent: Path, name: str) -> Path:
 def _digest(plan: Plan, sections: int) -> str:
     """Name the content of a database: what a change of it would make a different database of."""
     parts = [step.sha256 for step in migrations()]
-    parts += [
-        script(name) for name in ("stage.sql", "fill_product.sql", "plain.sql", "fill_plain.sql", "plain_indexes.sql")
-    ]
+    parts += [script(name) for name in SCRIPTS]
     parts += [str(plan.sizes), str(sections), str(QUESTIONS), str(SEED)]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]

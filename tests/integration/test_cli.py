@@ -186,7 +186,12 @@ def test_ask_shows_progress_and_ends_in_a_cited_answer(system: Installation, fol
 
 def test_doctor_finds_everything_in_order(system: Installation) -> None:
     findings = {finding["name"]: finding for finding in system.json("doctor")}
-    assert {name for name, finding in findings.items() if finding["verdict"] == "off"} == {"redis", "language model"}
+    assert {name for name, finding in findings.items() if finding["verdict"] == "off"} == {
+        "redis",
+        "language model",
+        "reranker",
+    }
+    assert "looks after" in findings["maintenance"]["seen"]
     assert all(finding["verdict"] != "failed" for finding in findings.values()), findings
 
 
@@ -214,6 +219,8 @@ def test_a_revoked_user_is_refused_at_once(system: Installation) -> None:
     [
         (["search", "--tenant", "nobody", "x"], "there is no tenant 'nobody'"),
         (["search", "x"], "name a tenant with --tenant"),
+        (["search", "--tenant", "acme", os.fsdecode(b"a\xff")], "an argument holds what is no UTF-8 text"),
+        (["search", "--tenant", "acme", "--filter", '{"source": "\\ud800"}', "x"], "no UTF-8 text"),
         (["token", "--tenant", "acme"], "a token needs --tenant and --audience"),
         (["tenant", "create", "Not A Name"], "a tenant's name is"),
         (["token", "revoke", "--tenant", "acme"], "say which"),
@@ -224,6 +231,21 @@ def test_mistakes_end_in_one_clear_line(system: Installation, arguments: list[st
     assert done.returncode == 1
     assert message in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("weight", ["nan", "inf", "-inf", "-1"])
+def test_a_weight_that_is_no_number_is_refused_and_not_taken_for_the_default(made: Installation, weight: str) -> None:
+    done = made.run("search", "--tenant", "acme", "x", "--bm25-weight", weight, check=False)
+    assert done.returncode == 2
+    assert "--bm25-weight" in done.stderr
+
+
+def test_who_reaches_no_server_is_told_how_to_start_it(made: Installation) -> None:
+    asking = dataclasses.replace(made, env={**made.env, "BULKHEAD_TOKEN": "any"})
+    for verb in ("search", "ask"):
+        done = asking.run(verb, "x", check=False)
+        assert done.returncode == 1
+        assert "`bulkhead up` starts everything" in done.stderr
 
 
 @pytest.mark.parametrize(

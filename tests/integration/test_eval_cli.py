@@ -84,6 +84,7 @@ def collection(folder: Path, *, copies: int = 1) -> Path:
             queries.append({"_id": f"q-{name}", "text": f"which {animal} {habit}?"})
             qrels.append(f"q-{name}\t{name}\t1")
     corpus.append({"_id": "blank", "title": "", "text": " "})
+    corpus.append({"_id": "heron-0", "title": "Twice", "text": "Another text under an id that was there already."})
     for file, rows in (("corpus.jsonl", corpus), ("queries.jsonl", queries)):
         (folder / file).write_text("\n".join(map(json.dumps, rows)) + "\n", encoding="utf-8")
     (folder / "qrels" / "test.tsv").write_text("\n".join(qrels) + "\n", encoding="utf-8")
@@ -103,8 +104,8 @@ def test_a_collection_goes_in_and_a_report_comes_out_and_nothing_stays(place: Pl
     for times in (report["latency_ms"], *report["latency_ms_by_leg"].values()):
         assert 0 < times["p50"] <= times["p95"] <= times["p99"]
     assert report["documents"]["stored"] == 30
-    assert report["documents"]["refused"] == 1
-    assert any("refused" in note for note in report["notes"]), "the blank document is told of"
+    assert report["documents"]["refused"] == 2
+    assert any("2 documents were refused: blank: " in note for note in report["notes"])
     tuning = report["tuning"]
     assert tuning["settings_tried"] == 21
     assert len(tuning["vector_weight_by_fold"]) == tuning["folds"] == 5

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import random
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import anyio
@@ -12,11 +14,15 @@ import pytest
 
 from rag.corpus.store import NewDocument, put_document
 from rag.db.pool import Database
+from rag.db.vectors import halfvec
 from rag.identity.principal import Principal
 from rag.llm.minilm import load_minilm
+from rag.retrieval.filters import parse_filter, to_jsonpath
 from rag.retrieval.search import search
 from rag.retrieval.values import Mode, SearchRequest
+from rag.tenants.operator import Tenant
 from sql import Query, load_queries
+from tests.support.graphs import clustered
 from tests.support.retrieval import retriever
 from tests.support.world import World
 
@@ -27,6 +33,115 @@ POSTINGS = Query(
     text="select p.chunk_ids from rag.posting p where p.tenant_id = $1 and p.term = $2",
     parameters=("tenant_id", "term"),
 )
+SEARCH = load_queries("retrieval")["search"]
+BUDGETED = Query(
+    name="budgeted",
+    description="The search with its last argument, which no caller gives; what it has read is told at its end.",
+    text=SEARCH.text.replace(") r", f", posting_budget => ${len(SEARCH.parameters) + 1}) r").replace(
+        "select ", "select pg_stat_force_next_flush() is null, ", 1
+    ),
+    parameters=(*SEARCH.parameters, "posting_budget"),
+)
+DOCUMENTS = Query(
+    name="documents",
+    description="",
+    text="""
+    insert into rag.document (
+        tenant_id, document_id, source, title, media_type, metadata, content_hash, text, chunks, ordinal, audience
+    )
+    select rag.current_tenant(), gen_random_uuid(), n::text, 'Law', 'text/plain', jsonb_build_object('part', n % 100),
+        '', 'v', $2, nextval('rag.ordinal_seq'), 0
+    from generate_series(1, $1::integer) n
+    returning ordinal
+    """,
+    parameters=("documents", "each"),
+)
+CHUNKS = Query(
+    name="chunks",
+    description="",
+    text="""
+    insert into rag.chunk (tenant_id, chunk_id, document_id, number, start_char, end_char, heading, text, audience)
+    select d.tenant_id, d.ordinal << 20 | (c.n - 1) % $2, d.document_id, (c.n - 1) % $2, c.n, c.n + 1, '', c.text, 0
+    from unnest($1::text[]) with ordinality as c (text, n)
+    join rag.document d on d.tenant_id = rag.current_tenant() and d.source = ((c.n - 1) / $2 + 1)::text
+    """,
+    parameters=("texts", "each"),
+)
+VECTORS = Query(
+    name="vectors",
+    description="",
+    text="""
+    insert into rag.embedding (tenant_id, model_id, chunk_id, document_id, vector, audience)
+    select d.tenant_id, 1, d.ordinal << 20 | (c.n - 1) % $2, d.document_id, c.vector, 0
+    from unnest($1::public.halfvec[]) with ordinality as c (vector, n)
+    join rag.document d on d.tenant_id = rag.current_tenant() and d.source = ((c.n - 1) / $2 + 1)::text
+    """,
+    parameters=("vectors", "each"),
+)
+POSTED = Query(
+    name="posted",
+    description="",
+    text="select rag.index_ordinals_v1(rag.current_tenant(), $1::bigint[])",
+    parameters=("ordinals",),
+)
+EACH = 4
+SMALL, LARGE = 2_000, 4_000
+LISTS = SMALL // 128 + 2
+"""Blocks of one term's postings."""
+WORDS = (
+    "harbour",
+    "ship",
+    "lantern",
+    "oath",
+    "court",
+    "patent",
+    "railway",
+    "seed",
+    "record",
+    "pilot",
+    "tariff",
+    "levy",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hot:
+    """A search of the small tenant, and how many rows of each table it may read: index entries, every look-up told."""
+
+    most: dict[str, int]
+    lexical: float = 0.0
+    dense: float = 0.0
+    more: Mapping[str, object] = field(default_factory=dict[str, object])
+
+
+# Of two terms all blocks, for df and scores and by their keys for what the hits hold; candidates' vectors; the hits.
+# A document stands twice, until a vacuum: its length is written after it.
+WORDS_MOST = {"posting": 2 * 4 * LISTS, "chunk": 20, "document": 40, "embedding": 100}
+VECTORS_MOST = {"chunk": 20, "document": 40, "embedding": SMALL + 100}
+BOTH_MOST = {**WORDS_MOST, "embedding": SMALL + 200}
+ONE_PERCENT = {"filter": to_jsonpath(parse_filter({"metadata": {"part": 7}}))}
+HOT = {
+    "keyword": Hot(lexical=1.0, most=WORDS_MOST),
+    "semantic": Hot(dense=1.0, most=VECTORS_MOST),
+    "hybrid": Hot(lexical=0.2, dense=0.8, most=BOTH_MOST),
+    "of 1 %": Hot(
+        lexical=0.2,
+        dense=0.8,
+        # each document is looked at; of the vectors those of 20 chunks, once to rank and once to score
+        most={**WORDS_MOST, "document": 2 * SMALL // EACH + 40, "embedding": 40},
+        more=ONE_PERCENT,
+    ),
+    "phrase": Hot(
+        lexical=0.2,
+        dense=0.8,
+        most={**WORDS_MOST, "chunk": 400, "document": 800},
+        more={"phrases": ["harbour[^[:alnum:]]+ship"], "phrase_words": "harbour ship"},
+    ),
+    "two of a document": Hot(
+        lexical=0.2, dense=0.8, most={**BOTH_MOST, "embedding": SMALL + 400}, more={"per_document": 2}
+    ),
+    "pruned": Hot(lexical=0.2, dense=0.8, most=BOTH_MOST, more={"posting_budget": 1}),
+}
 
 
 def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -99,3 +214,107 @@ async def test_tombstones_that_the_statistics_do_not_know_do_not_slow_a_search(w
         with anyio.fail_after(1.0):
             after = await search(retriever(database, embedder), principal, request)
         assert after.hits == before.hits
+
+
+async def neighbours(world: World) -> tuple[Tenant, Tenant]:
+    """Return two tenants whose rows share their partitions."""
+    admin = await asyncpg.connect(world.superuser_url)
+    try:
+        places: dict[int, Tenant] = {}
+        for number in range(17):
+            tenant = await world.tenant(f"t{number}")
+            place = await admin.fetchval(
+                "select r from generate_series(0, 15) r "
+                "where satisfies_hash_partition('rag.posting'::regclass, 16, r, $1::uuid)",
+                tenant.tenant_id,
+            )
+            if place in places:
+                return places[place], tenant
+            places[place] = tenant
+    finally:
+        await admin.close()
+    raise AssertionError("seventeen tenants in sixteen partitions")
+
+
+async def load(database: Database, principal: Principal, chunks: int, *, seed: int) -> None:
+    """Give the tenant embedded chunks of twelve words, the first of them frequent, in documents of four."""
+    chance = random.Random(seed)
+    weights = [1 / (place + 1) for place in range(len(WORDS))]
+    texts = [" ".join(chance.choices(WORDS, weights, k=6)) for _ in range(chunks)]
+    vectors = [halfvec(vector) for vector in clustered(chunks, seed=seed)]
+    async with database.tenant(principal) as session:
+        made = await session.fetch(DOCUMENTS, documents=chunks // EACH, each=EACH)
+        await session.fetch(CHUNKS, texts=texts, each=EACH)
+        await session.fetch(VECTORS, vectors=vectors, each=EACH)
+        await session.fetch(POSTED, ordinals=[row["ordinal"] for row in made])
+
+
+async def read(admin: asyncpg.Connection) -> dict[str, int]:
+    """Return the rows read of each table so far, partitions together, and `seq` for scans of whole tables."""
+    await admin.execute("select pg_stat_clear_snapshot()")
+    rows = await admin.fetch(
+        """
+        select regexp_replace(i.relname, '_[0-9]{2}$', '') as name, sum(i.idx_tup_read)::bigint as rows
+        from pg_stat_all_indexes i where i.schemaname = 'rag' group by 1
+        union all
+        select 'seq', sum(t.seq_scan)::bigint from pg_stat_all_tables t where t.schemaname = 'rag'
+        """
+    )
+    return {row["name"]: row["rows"] for row in rows}
+
+
+async def rows_read(world: World, principal: Principal) -> dict[str, dict[str, int]]:
+    """Return what each hot search reads, on a connection that has planned nothing before."""
+    found: dict[str, dict[str, int]] = {}
+    admin = await asyncpg.connect(world.superuser_url)
+    try:
+        async with world.database(pool_size=1) as database:
+            for name, hot in HOT.items():
+                asked: dict[str, object] = {
+                    "query": "harbour ship",
+                    "phrases": None,
+                    "phrase_words": None,
+                    "query_vector": halfvec(clustered(1, seed=3)[0]) if hot.dense else None,
+                    "model_id": 1,
+                    "wanted": 10,
+                    "candidates": 100,
+                    "lexical_weight": hot.lexical,
+                    "dense_weight": hot.dense,
+                    "fusion": "convex",
+                    "filter": None,
+                    "per_document": None,
+                    "posting_budget": 60_000,
+                }
+                before = await read(admin)
+                (answer,) = await database.fetch_sealed(BUDGETED, principal, **(asked | dict(hot.more)))
+                assert len(answer["hits"]) == 10
+                assert answer["report"]["lexical_plan"] == (
+                    "pruned" if name == "pruned" else "full" if hot.lexical else "off"
+                )
+                after = await read(admin)
+                found[name] = {table: after[table] - before[table] for table in after if after[table] > before[table]}
+    finally:
+        await admin.close()
+    return found
+
+
+@pytest.mark.parametrize("analyzed", ["never", "while empty", "when full"])
+async def test_a_search_reads_few_rows_of_its_tenant_whatever_the_statistics_say(world: World, analyzed: str) -> None:
+    tenant, larger = await neighbours(world)
+    admin = await asyncpg.connect(world.superuser_url)
+    try:
+        if analyzed == "while empty":
+            await admin.execute("analyze")
+        async with world.database() as database:
+            await load(database, world.principal(tenant), SMALL, seed=1)
+            await load(database, world.principal(larger), LARGE, seed=2)
+        if analyzed == "when full":
+            await admin.execute("analyze")
+    finally:
+        await admin.close()
+    for name, tables in (await rows_read(world, world.principal(tenant))).items():
+        assert "seq" not in tables, (name, tables)
+        for table, most in HOT[name].most.items():
+            assert tables.get(table, 0) <= most, (name, table, tables)
+        # what is one row or a few for each tenant
+        assert sum(rows for table, rows in tables.items() if table not in HOT[name].most) <= 50, (name, tables)

@@ -21,7 +21,7 @@ from rag.corpus.store import (
     put_document,
 )
 from rag.db.pool import Database
-from rag.errors import Conflict, Forbidden, NotFound
+from rag.errors import Conflict, Forbidden, InvalidInput, NotFound
 from rag.identity.principal import Principal
 from rag.llm.minilm import MiniLmEmbedder, load_minilm
 from rag.llm.rerank import Scores
@@ -319,3 +319,31 @@ async def test_at_most_so_many_hits_are_of_one_document(place: Place) -> None:
     assert (await place.words("harbour rule")).count("long") == 6
     assert sorted(await place.words("harbour rule", max_per_document=1)) == ["long", "short"]
     assert (await place.words("harbour rule", max_per_document=2)).count("long") == 2
+
+
+async def test_a_tenants_language_says_which_forms_are_one_word(world: World, place: Place) -> None:
+    async with world.operator() as operator:
+        german = world.principal(await operator.create_tenant("german", language="german"))
+    for principal in (german, place.mine):
+        await place.put("1", "Die Häuser am Hafen wurden verkauft.", as_=principal, title="Recht")
+    assert await place.words("Haus verkaufen", as_=german) == ["1"]
+    assert await place.words("Haus verkaufen") == []
+
+
+async def test_a_tenants_own_weights_hold_where_a_request_names_none(world: World, place: Place) -> None:
+    for number in range(20):
+        await place.put(f"{number:02}", f"The harbour {number} {'and its ships ' * (number % 4)}.")
+    await place.embed()
+    default = (await place.ask("harbour ships", limit=20)).hits
+    async with world.operator() as operator:
+        await operator.set_weights(place.mine.tenant_id, (1.0, 0.0))
+        own = (await place.ask("harbour ships", limit=20)).hits
+        assert [hit.explain.vector_part for hit in own] == [0.0] * 20
+        assert own != default
+        named = await place.ask("harbour ships", limit=20, bm25_weight=0.2, vector_weight=0.8)
+        assert [hit.score for hit in named.hits] == [hit.score for hit in default]
+        for wrong in ((-1.0, 1.0), (0.0, 0.0), (float("nan"), 1.0)):
+            with pytest.raises(InvalidInput):
+                await operator.set_weights(place.mine.tenant_id, wrong)
+        await operator.set_weights(place.mine.tenant_id, None)
+    assert (await place.ask("harbour ships", limit=20)).hits == default

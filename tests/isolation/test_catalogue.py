@@ -138,10 +138,12 @@ async def test_every_table_has_a_tenant_and_a_forced_wall_or_is_on_a_list(world:
             exists (select from pg_attribute a where a.attrelid = c.oid and a.attname = 'tenant_id') as has_tenant,
             exists (
                 select from pg_policy p
-                where p.polrelid = c.oid and p.polqual is not null and p.polwithcheck is not null
+                where p.polrelid = c.oid and p.polpermissive and p.polqual is not null and p.polwithcheck is not null
             ) as walled,
-            exists (select from pg_policy p where p.polrelid = c.oid and (p.polqual is null or p.polwithcheck is null))
-                as half_open
+            exists (
+                select from pg_policy p
+                where p.polrelid = c.oid and p.polpermissive and (p.polqual is null or p.polwithcheck is null)
+            ) as half_open
         from pg_class c join pg_namespace n on n.oid = c.relnamespace
         where {OURS} and c.relkind in ('r', 'p')
         """,
@@ -164,10 +166,9 @@ async def test_every_policy_for_the_app_role_compares_with_the_sealed_tenant_and
         world,
         f"""
         select regexp_replace(format('%s.%s', n.nspname, c.relname), '_[0-9][0-9]$', '') as name,
-            pg_get_expr(p.polqual, c.oid) as reads, pg_get_expr(p.polwithcheck, c.oid) as writes,
-            p.polpermissive as permissive
+            pg_get_expr(p.polqual, c.oid) as reads, pg_get_expr(p.polwithcheck, c.oid) as writes
         from pg_policy p join pg_class c on c.oid = p.polrelid join pg_namespace n on n.oid = c.relnamespace
-        where {OURS} and (p.polroles = '{{0}}' or 'bulkhead_app'::regrole = any (p.polroles))
+        where {OURS} and p.polpermissive and (p.polroles = '{{0}}' or 'bulkhead_app'::regrole = any (p.polroles))
         """,
     )
     tenant = "(tenant_id=(SELECTrag.current_tenant()AScurrent_tenant))"
@@ -179,6 +180,24 @@ async def test_every_policy_for_the_app_role_compares_with_the_sealed_tenant_and
         assert found == {wall}, policy["name"]
 
 
+async def test_what_narrows_the_wall_is_a_condition_of_writing_on_three_tables(world: World) -> None:
+    """Restrictive policies only take away; the permissive ones above say what there is to take from."""
+    policies = await rows(
+        world,
+        f"""
+        select format('%s.%s', n.nspname, c.relname) as name, p.polcmd::text as verb,
+            p.polroles = array['bulkhead_app'::regrole::oid] as of_app
+        from pg_policy p join pg_class c on c.oid = p.polrelid join pg_namespace n on n.oid = c.relnamespace
+        where {OURS} and not p.polpermissive
+        """,
+    )
+    assert {tuple(policy) for policy in policies} == {
+        ("rag.tombstone", "a", True),
+        ("rag.chunk", "a", True),
+        ("rag.embedding", "a", True),
+    }
+
+
 async def test_whoever_passes_the_wall_is_on_a_list(world: World) -> None:
     policies = await rows(
         world,
@@ -188,7 +207,7 @@ async def test_whoever_passes_the_wall_is_on_a_list(world: World) -> None:
         from pg_policy p join pg_class c on c.oid = p.polrelid join pg_namespace n on n.oid = c.relnamespace
         cross join lateral unnest(p.polroles) as named (role)
         left join pg_roles r on r.oid = named.role
-        where {OURS} and named.role <> 'bulkhead_app'::regrole
+        where {OURS} and p.polpermissive and named.role <> 'bulkhead_app'::regrole
         """,
     )
     assert {(row["role"], row["name"]): (row["reads"], row["writes"]) for row in policies} == CONTROL

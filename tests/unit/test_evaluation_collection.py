@@ -43,6 +43,20 @@ def test_judgements_may_lack_the_line_of_names(tmp_path: Path) -> None:
     assert collection.judgements == {"q1": {"d1": 1, "d9": 0}}
 
 
+def test_judged_queries_that_nobody_knows_are_counted_and_not_asked(tmp_path: Path) -> None:
+    collection = read_collection(make(tmp_path / "bees", qrels="q1\td1\t1\nq9\td1\t1\n"))
+    assert list(collection.judgements) == ["q1"]
+    assert collection.unknown == 1
+
+
+def test_files_may_begin_with_a_byte_order_mark_and_number_from_nought(tmp_path: Path) -> None:
+    folder = make(tmp_path / "bees", qrels="\ufeff0\t0\t1\n")
+    (folder / "queries.jsonl").write_text('\ufeff{"_id": 0, "text": "a"}\n', encoding="utf-8")
+    (folder / "corpus.jsonl").write_text('\ufeff{"_id": 0, "text": "b"}\r\n', encoding="utf-8")
+    assert read_collection(folder).judgements == {"0": {"0": 1}}
+    assert [document.source for document in read_documents(folder)] == ["0"]
+
+
 def test_documents_keep_their_id_and_lack_neither_title_nor_text(tmp_path: Path) -> None:
     documents = list(read_documents(make(tmp_path / "bees")))
     assert [(document.source, document.title, document.text) for document in documents] == [
@@ -73,7 +87,8 @@ def test_a_sample_of_the_questions_is_the_same_on_every_run(tmp_path: Path) -> N
     [
         ("qrels/test.tsv", "query-id\tcorpus-id\tscore\nq1\td1\n", "qrels/test.tsv, line 2: not of the form"),
         ("qrels/test.tsv", "q1\td1\tgood\nq1\td1\t1\textra\n", "line 2"),
-        ("qrels/test.tsv", "q9\td1\t1\n", "judges query 'q9'"),
+        ("qrels/test.tsv", "q9\td1\t1\n", "judges none of the queries"),
+        ("qrels/test.tsv", "q1\td1\t1\nq1\td1\t1.0\n", "line 2: .* a whole number"),
         ("qrels/test.tsv", "q1\td1\t0\n", "names no relevant document"),
         ("queries.jsonl", '{"_id": "q1", "text": "a"}\n{"_id": \n', "queries.jsonl, line 2: not JSON"),
         ("queries.jsonl", '["q1"]\n', "queries.jsonl, line 1"),

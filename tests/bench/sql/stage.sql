@@ -6,6 +6,7 @@ grant usage on schema bench to bulkhead_app;
 create unlogged table bench.staged_document (
     tenant_id uuid not null,
     number integer not null,
+    ordinal bigint not null default nextval('rag.ordinal_seq'),
     document_id uuid not null,
     source text not null,
     title text not null,
@@ -22,6 +23,30 @@ create unlogged table bench.staged_chunk (
     heading text not null,
     text text not null,
     vector public.halfvec not null
+);
+
+-- The words of staged chunks, for blocks that are made in one go (fill_postings.sql).
+create table bench.word (
+    term text not null,
+    chunk_id bigint not null,
+    frequency smallint not null,
+    title_frequency smallint not null,
+    length smallint not null
+) partition by hash (term);
+do $$
+begin
+    for part in 0..15 loop
+        execute format(
+            'create unlogged table bench.%I partition of bench.word for values with (modulus 16, remainder %s)',
+            'word_' || lpad(part::text, 2, '0'), part
+        );
+    end loop;
+end
+$$;
+create unlogged table bench.measure (
+    ordinal bigint not null,
+    chunks integer not null,
+    terms bigint not null
 );
 
 create table bench.caller (
