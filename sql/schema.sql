@@ -842,8 +842,8 @@ CREATE FUNCTION rag.drop_version_v1(document uuid, version_ordinal bigint) RETUR
     LANGUAGE sql
     SET search_path TO ''
     AS $$
-    insert into rag.tombstone (tenant_id, ordinal, chunks)
-    select d.tenant_id, version_ordinal, d.chunks
+    insert into rag.tombstone (tenant_id, ordinal, audience, chunks)
+    select d.tenant_id, version_ordinal, d.audience, d.chunks
     from rag.document d
     where d.tenant_id = rag.current_tenant() and d.document_id = document;
 
@@ -1126,7 +1126,8 @@ CREATE FUNCTION rag.put_document_v2(document uuid, document_source text, documen
     AS $$
 declare
     tenant uuid := rag.current_tenant();
-    new_audience bigint := rag.audience_of_v1(document_groups);
+    -- null keeps the readers: a second put that does not speak of them must not open the document to everyone
+    new_audience bigint := case when document_groups is null then 0 else rag.audience_of_v1(document_groups) end;
     sorted_groups text[] := array(select distinct g collate "C" from unnest(document_groups) g order by 1);
     new_ordinal bigint := nextval('rag.ordinal_seq');
     stored rag.document;
@@ -1153,6 +1154,10 @@ begin
         for update;
         -- not found: it was deleted between the two statements, so insert again; or it is not the caller's to see
         if found then
+            if document_groups is null then
+                new_audience := stored.audience;
+                sorted_groups := stored.groups;
+            end if;
             if stored.content_hash = hash and stored.audience = new_audience then
                 return query select 'unchanged'::text, stored.version, rag.corpus_version_v1();
                 return;
@@ -1510,7 +1515,7 @@ declare
     reachable bigint;
     dense_ids bigint[];
     dense_plan text := 'off';
-    graph rag.vector_index;
+    graph boolean := false;
     dimension integer;
     query_terms text[];
     times integer[];
@@ -1564,11 +1569,11 @@ begin
     -- a phrase decides by itself who is a candidate
     if dense_part > 0 and query_vector is not null and phrases is null then
         if reachable > exact_chunks then
-            select * into graph
-            from rag.vector_index i
-            where i.tenant_id = tenant and i.model_id = vector_model and i.ready;
+            graph := exists (
+                select from rag.vector_index i where i.tenant_id = tenant and i.model_id = vector_model and i.ready
+            );
         end if;
-        if graph.ready then
+        if graph then
             dense_plan := 'hnsw';
             select m.dimension into strict dimension from rag.embedding_model m where m.model_id = vector_model;
             -- fewer than the candidates asked for would come back, silently (retrieval.md 1)
@@ -3342,6 +3347,7 @@ ALTER TABLE rag.term OWNER TO bulkhead_owner;
 CREATE TABLE rag.tombstone (
     tenant_id uuid NOT NULL,
     ordinal bigint NOT NULL,
+    audience bigint NOT NULL,
     chunks integer DEFAULT 0 NOT NULL,
     buried_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL
 );
@@ -3714,7 +3720,7 @@ ALTER TABLE ONLY rag.term
     ADD CONSTRAINT term_pkey PRIMARY KEY (tenant_id, audience, term);
 
 ALTER TABLE ONLY rag.tombstone
-    ADD CONSTRAINT tombstone_pkey PRIMARY KEY (tenant_id, ordinal);
+    ADD CONSTRAINT tombstone_pkey PRIMARY KEY (tenant_id, ordinal) INCLUDE (audience);
 
 ALTER TABLE ONLY rag.vector_index
     ADD CONSTRAINT vector_index_pkey PRIMARY KEY (tenant_id, model_id);
@@ -4196,7 +4202,7 @@ CREATE POLICY of_a_readable_document ON rag.chunk AS RESTRICTIVE FOR INSERT TO b
 
 CREATE POLICY of_a_readable_document ON rag.tombstone AS RESTRICTIVE FOR INSERT TO bulkhead_app WITH CHECK ((EXISTS ( SELECT
    FROM rag.document d
-  WHERE ((d.tenant_id = tombstone.tenant_id) AND (d.ordinal = tombstone.ordinal)))));
+  WHERE ((d.tenant_id = tombstone.tenant_id) AND (d.ordinal = tombstone.ordinal) AND (d.audience = tombstone.audience)))));
 
 ALTER TABLE rag.posting ENABLE ROW LEVEL SECURITY;
 
@@ -4364,7 +4370,7 @@ CREATE POLICY tenant_isolation ON rag.tenant TO bulkhead_app USING ((tenant_id =
 
 CREATE POLICY tenant_isolation ON rag.term TO bulkhead_app USING (((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)) AND (audience = ANY (( SELECT rag.current_audiences() AS current_audiences)::bigint[])))) WITH CHECK (((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)) AND (audience = ANY (( SELECT rag.current_audiences() AS current_audiences)::bigint[]))));
 
-CREATE POLICY tenant_isolation ON rag.tombstone TO bulkhead_app USING ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant))) WITH CHECK ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)));
+CREATE POLICY tenant_isolation ON rag.tombstone TO bulkhead_app USING (((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)) AND (audience = ANY (( SELECT rag.current_audiences() AS current_audiences)::bigint[])))) WITH CHECK (((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)) AND (audience = ANY (( SELECT rag.current_audiences() AS current_audiences)::bigint[]))));
 
 CREATE POLICY tenant_isolation ON rag.vector_index TO bulkhead_app USING ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant))) WITH CHECK ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)));
 
@@ -4693,8 +4699,13 @@ GRANT INSERT,DELETE,UPDATE ON TABLE rag.term TO bulkhead_worker;
 GRANT SELECT,INSERT ON TABLE rag.tombstone TO bulkhead_app;
 GRANT DELETE ON TABLE rag.tombstone TO bulkhead_worker;
 
-GRANT SELECT ON TABLE rag.vector_index TO bulkhead_app;
 GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE rag.vector_index TO bulkhead_maintenance;
+
+GRANT SELECT(tenant_id) ON TABLE rag.vector_index TO bulkhead_app;
+
+GRANT SELECT(model_id) ON TABLE rag.vector_index TO bulkhead_app;
+
+GRANT SELECT(ready) ON TABLE rag.vector_index TO bulkhead_app;
 
 GRANT SELECT,INSERT,UPDATE ON TABLE seal.revocation TO bulkhead_maintenance;
 

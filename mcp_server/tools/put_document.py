@@ -38,13 +38,12 @@ class PutArguments(Arguments):
         dict[str, Any], Field(description=f"Kept beside the document; at most {MAX_METADATA_BYTES} bytes of JSON.")
     ] = Field(default_factory=dict[str, Any])
     groups: Annotated[
-        list[str],
+        Annotated[list[str], Field(max_length=MAX_READER_GROUPS)] | None,
         Field(
-            max_length=MAX_READER_GROUPS,
-            description="Who may read it: members of any of these groups, of which you must be in one. Empty: "
-            "everyone in your organisation.",
+            description="Who may read it: members of any of these groups, of which you must be in one; empty: everyone "
+            "in your organisation. Default: whoever may read it now; everyone, if it is new.",
         ),
-    ] = Field(default_factory=list[str])
+    ] = None
 
 
 class PutOutput(Output):
@@ -71,7 +70,7 @@ async def run(runtime: Runtime, principal: Principal, arguments: PutArguments) -
         text=arguments.text,
         media_type=arguments.media_type,
         metadata=arguments.metadata,
-        groups=tuple(arguments.groups),
+        groups=None if arguments.groups is None else tuple(arguments.groups),
     )
     stored = await put_document(runtime.database, principal, new)
     return PutOutput(

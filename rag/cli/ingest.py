@@ -75,8 +75,8 @@ class Report:
 class _Tally:
     """What the workers share: who may read what they put, and the counts."""
 
-    def __init__(self, refused: Iterable[Refusal], stopping: anyio.Event, readers: Sequence[str]) -> None:
-        self.readers = list(readers)
+    def __init__(self, refused: Iterable[Refusal], stopping: anyio.Event, readers: Sequence[str] | None) -> None:
+        self.readers = None if readers is None else list(readers)
         self.outcomes: Counter[str] = Counter()
         self.version: int | None = None
         self.refused = list(refused)
@@ -122,14 +122,14 @@ async def run_ingest(
     paths: Sequence[str | Path],
     client: McpClient,
     *,
-    readers: Sequence[str] = (),
+    readers: Sequence[str] | None = None,
     progress: bool = False,
     stop: anyio.Event | None = None,
 ) -> Report:
     """Put every document of `paths`, four at a time; those that cannot be taken in are in the report, with the reason.
 
-    `readers` are the groups that may read them. `progress` shows a bar on standard error. Once `stop` is set, what is
-    under way is finished and no more is begun.
+    `readers` are the groups that may read them; none: everyone; None: whoever may read them now. `progress` shows a bar
+    on standard error. Once `stop` is set, what is under way is finished and no more is begun.
 
     Raises:
         Unauthenticated, Forbidden: The token does not allow it.
@@ -155,24 +155,34 @@ async def run_ingest(
     "readers",
     multiple=True,
     help="Who may read the documents: members of this group, which you must be too (--as-group); may be repeated. "
-    "Default: everyone in the tenant.",
+    "Default: whoever may read a document now; everyone in the tenant, if it is new.",
 )
+@click.option("--everyone", is_flag=True, help="Everyone in the tenant may read the documents, whoever might before.")
 @caller_options
 @json_option
 @click.pass_context
 def ingest(
-    context: click.Context, paths: tuple[str, ...], readers: tuple[str, ...], caller: Caller, as_json: bool
+    context: click.Context,
+    paths: tuple[str, ...],
+    readers: tuple[str, ...],
+    everyone: bool,
+    caller: Caller,
+    as_json: bool,
 ) -> None:
     """Take files, folders and globs into a tenant's collection.
 
     Markdown, text, HTML, PDF, DOCX and JSON lines are read. What cannot be taken in is listed with the reason and the
     rest goes on; the exit status is 1 then. Running it again changes nothing.
     """
+    if everyone and readers:
+        raise InvalidInput("--group and --everyone contradict each other")
     settings = settings_of(context)
     scopes = frozenset({Scope.CORPUS_READ, Scope.CORPUS_WRITE})
     token = caller_token(settings, caller, audience=Audience.MCP, scopes=scopes)
     shown = not as_json and sys.stderr.isatty()
-    report = anyio.run(partial(_ingest, settings, token, paths, readers=readers, progress=shown))
+    report = anyio.run(
+        partial(_ingest, settings, token, paths, readers=readers if readers or everyone else None, progress=shown)
+    )
     if as_json:
         print_json(dataclasses.asdict(report))
     else:
@@ -184,7 +194,7 @@ def ingest(
 
 
 async def _ingest(
-    settings: Settings, token: str, paths: Sequence[str], *, readers: Sequence[str], progress: bool
+    settings: Settings, token: str, paths: Sequence[str], *, readers: Sequence[str] | None, progress: bool
 ) -> Report:
     stop = anyio.Event()
     report: Report | None = None
@@ -291,7 +301,7 @@ async def _put(document: ParsedDocument | Refusal, file: FoundFile, client: McpC
         "text": document.text,
         "media_type": "text/markdown" if document.markdown else "text/plain",
         "metadata": dict(document.metadata),
-        "groups": tally.readers,
+        **({} if tally.readers is None else {"groups": tally.readers}),
     }
     try:
         result = await _patiently(client, arguments)

@@ -79,8 +79,8 @@ class NewDocument:
     text: str
     media_type: str = "text/plain"
     metadata: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    groups: tuple[str, ...] = ()
-    """Who may read it: members of any of these. Empty: everyone in the tenant."""
+    groups: tuple[str, ...] | None = None
+    """Who may read it: members of any of these; empty: everyone in the tenant. None: as it was, if it is new everyone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,7 +155,8 @@ async def put_document(database: Database, principal: Principal, new: NewDocumen
         stored = await session.fetch_one(
             _QUERIES["stored_hash"], tenant_id=principal.tenant_id, document_id=document_id
         )
-    if stored is not None and (stored["content_hash"], tuple(stored["groups"])) == (content_hash, new.groups):
+    readers_stay = stored is not None and new.groups in {None, tuple(stored["groups"])}
+    if stored is not None and stored["content_hash"] == content_hash and readers_stay:
         return Stored(
             document_id=document_id,
             outcome=Outcome.UNCHANGED,
@@ -174,7 +175,7 @@ async def put_document(database: Database, principal: Principal, new: NewDocumen
             title=new.title,
             media_type=new.media_type,
             metadata=dict(new.metadata),
-            groups=list(new.groups),
+            groups=None if new.groups is None else list(new.groups),
             content_hash=content_hash,
             text=new.text,
             starts=[piece.start for piece in chunks],
@@ -276,7 +277,7 @@ def _cleaned(new: NewDocument) -> NewDocument:
         text=clean_text(new.text),
         media_type=new.media_type,
         metadata=new.metadata,
-        groups=_groups(new.groups),
+        groups=None if new.groups is None else _groups(new.groups),
     )
 
 

@@ -89,6 +89,8 @@ def _of(exc: asyncpg.PostgresError) -> BulkheadError:
             return Unavailable("the database was busy; try again")
         case "22021" | "22P05" | "22P02":
             return InvalidInput("the text holds a character that cannot be stored, such as NUL")
+        case "42704":
+            return InvalidInput("there is no such text search configuration; name one of PostgreSQL's, such as english")
         case "53100":
             _log.error("the disk of the database is full")
             return Unavailable("the database has no space left; free some and try again")

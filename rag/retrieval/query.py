@@ -12,8 +12,10 @@ from dataclasses import dataclass
 
 from rag.errors import InvalidInput
 
-__all__ = ["MAX_PHRASES", "ParsedQuery", "parse_query"]
+__all__ = ["MAX_PHRASES", "MAX_PHRASE_CHARS", "ParsedQuery", "parse_query"]
 
+MAX_PHRASE_CHARS = 500
+"""A phrase of 4 000 characters that nearly matches itself everywhere took 8 ms for each chunk."""
 MAX_PHRASES = 8
 """Each is a regular expression over the text of every candidate."""
 
@@ -59,7 +61,7 @@ def parse_query(text: str) -> ParsedQuery:
     A quote without its pair is text, and so are quotes around no letter or digit.
 
     Raises:
-        InvalidInput: There are more than MAX_PHRASES phrases.
+        InvalidInput: There are more than MAX_PHRASES phrases, or one is longer than MAX_PHRASE_CHARS.
     """
     phrases: dict[str, None] = {}
     inner_texts: list[str] = []
@@ -69,6 +71,8 @@ def parse_query(text: str) -> ParsedQuery:
         pattern = _pattern(inner)
         if pattern is None:
             return match[0]
+        if len(inner) > MAX_PHRASE_CHARS:
+            raise InvalidInput(f"a quoted phrase is at most {MAX_PHRASE_CHARS} characters long")
         phrases[pattern] = None
         inner_texts.append(_sure_words(inner))
         return f" {inner} "

@@ -240,7 +240,8 @@ drop table rag.tombstone;
 create table rag.tombstone (
     tenant_id uuid not null references rag.tenant,
     ordinal bigint not null,
-    primary key (tenant_id, ordinal)
+    audience bigint not null,
+    primary key (tenant_id, ordinal) include (audience)
 );
 
 -- N, the sum of lengths and the number of writes as append-only changes; the sum of writes is the corpus version.
@@ -403,18 +404,17 @@ begin
         from pg_class c
         where c.relnamespace = 'rag'::regnamespace
             and c.relkind in ('r', 'p')
-            and c.relname ~ '^(document|chunk|embedding|posting)(_\d\d)?$|^(corpus_change|term|spelling)$'
+            and c.relname ~ '^(document|chunk|embedding|posting)(_\d\d)?$|^(tombstone|corpus_change|term|spelling)$'
     loop
         call rag.isolate_by_audience(target);
     end loop;
-    call rag.isolate('rag.tombstone');
 end
 $$;
 
 -- What is said about a document is said by those who may read it: else one could bury, or put words into, what is hidden
 -- from oneself. (In these policies too rag.document and rag.chunk are only what the caller may read.)
 create policy of_a_readable_document on rag.tombstone as restrictive for insert to bulkhead_app
-with check (exists (select from rag.document d where d.tenant_id = tombstone.tenant_id and d.ordinal = tombstone.ordinal));
+with check (exists (select from rag.document d where d.tenant_id = tombstone.tenant_id and d.ordinal = tombstone.ordinal and d.audience = tombstone.audience));
 create policy of_a_readable_document on rag.chunk as restrictive for insert to bulkhead_app
 with check (exists (select from rag.document d where d.tenant_id = chunk.tenant_id and d.document_id = chunk.document_id));
 create policy of_a_readable_chunk on rag.embedding as restrictive for insert to bulkhead_app
@@ -441,7 +441,10 @@ create function rag.drop_version_v1(document uuid, version_ordinal bigint) retur
 language sql volatile security invoker
 set search_path = ''
 as $$
-    insert into rag.tombstone (tenant_id, ordinal) values (rag.current_tenant(), version_ordinal);
+    insert into rag.tombstone (tenant_id, ordinal, audience)
+    select d.tenant_id, version_ordinal, d.audience
+    from rag.document d
+    where d.tenant_id = rag.current_tenant() and d.document_id = document;
 
     insert into rag.corpus_change (tenant_id, audience, chunks, terms, writes)
     select d.tenant_id, d.audience, -d.chunks, -d.terms, 1
@@ -477,7 +480,8 @@ set search_path = ''
 as $$
 declare
     tenant uuid := rag.current_tenant();
-    new_audience bigint := rag.audience_of_v1(document_groups);
+    -- null keeps the readers: a second put that does not speak of them must not open the document to everyone
+    new_audience bigint := case when document_groups is null then 0 else rag.audience_of_v1(document_groups) end;
     sorted_groups text[] := array(select distinct g collate "C" from unnest(document_groups) g order by 1);
     new_ordinal bigint := nextval('rag.ordinal_seq');
     stored rag.document;
@@ -504,6 +508,10 @@ begin
         for update;
         -- not found: it was deleted between the two statements, so insert again; or it is not the caller's to see
         if found then
+            if document_groups is null then
+                new_audience := stored.audience;
+                sorted_groups := stored.groups;
+            end if;
             if stored.content_hash = hash and stored.audience = new_audience then
                 return query select 'unchanged'::text, stored.version, rag.corpus_version_v1();
                 return;

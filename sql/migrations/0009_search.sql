@@ -21,7 +21,8 @@ create table rag.vector_index (
     primary key (tenant_id, model_id)
 );
 call rag.isolate('rag.vector_index');
-grant select on rag.vector_index to bulkhead_app;
+-- not how large it is: that counts what the caller may not read
+grant select (tenant_id, model_id, ready) on rag.vector_index to bulkhead_app;
 
 -- What a result depends on besides its request and the corpus version. While vectors are being made it may change without
 -- a write: it is not to be kept then.
@@ -207,7 +208,7 @@ declare
     reachable bigint;
     dense_ids bigint[];
     dense_plan text := 'off';
-    graph rag.vector_index;
+    graph boolean := false;
     dimension integer;
     query_terms text[];
     times integer[];
@@ -261,11 +262,11 @@ begin
     -- a phrase decides by itself who is a candidate
     if dense_part > 0 and query_vector is not null and phrases is null then
         if reachable > exact_chunks then
-            select * into graph
-            from rag.vector_index i
-            where i.tenant_id = tenant and i.model_id = vector_model and i.ready;
+            graph := exists (
+                select from rag.vector_index i where i.tenant_id = tenant and i.model_id = vector_model and i.ready
+            );
         end if;
-        if graph.ready then
+        if graph then
             dense_plan := 'hnsw';
             select m.dimension into strict dimension from rag.embedding_model m where m.model_id = vector_model;
             -- fewer than the candidates asked for would come back, silently (retrieval.md 1)

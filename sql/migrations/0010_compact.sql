@@ -150,8 +150,8 @@ create or replace function rag.drop_version_v1(document uuid, version_ordinal bi
 language sql volatile security invoker
 set search_path = ''
 as $$
-    insert into rag.tombstone (tenant_id, ordinal, chunks)
-    select d.tenant_id, version_ordinal, d.chunks
+    insert into rag.tombstone (tenant_id, ordinal, audience, chunks)
+    select d.tenant_id, version_ordinal, d.audience, d.chunks
     from rag.document d
     where d.tenant_id = rag.current_tenant() and d.document_id = document;
 

@@ -197,7 +197,7 @@ async def test_the_lists_and_postings_of_a_tenant_are_read_through_their_indexes
 async def test_tombstones_that_the_statistics_do_not_know_do_not_slow_a_search(world: World) -> None:
     crowd, quiet = await world.tenant("crowd"), await world.tenant("quiet")
     text = " ".join(f"The ship {number} with a lantern left the harbour at night." for number in range(8000))
-    tombstones = "insert into rag.tombstone select $1, -number from generate_series(1, $2::integer) number"
+    tombstones = "insert into rag.tombstone select $1, -number, 0 from generate_series(1, $2::integer) number"
     request = SearchRequest(query="ship lantern harbour night", mode=Mode.KEYWORD)
     embedder = load_minilm()
     admin = await asyncpg.connect(world.superuser_url)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import AsyncGenerator
@@ -80,6 +81,7 @@ async def test_a_folder_is_taken_in_broken_files_are_named_and_a_second_run_chan
 ) -> None:
     first = await run_ingest([folder], client)
     assert (first.created, first.updated, first.unchanged, first.interrupted) == (5, 0, 0, False)
+    assert first.corpus_version == 5, "the version that a search waits for to find all of them"
     refused = {refusal.source: refusal.reason for refusal in first.refused}
     assert sorted(refused) == ["binary.txt", "broken.pdf", "empty.md", "lines.jsonl line 2"]
     assert refused["empty.md"] == "the file is empty"
@@ -137,6 +139,15 @@ def test_nothing_and_two_files_of_one_name_are_refused_rather_than_lost(folder: 
     files, refused = find_files([folder / "fraud.md", tmp_path / "other", tmp_path / "absent", f"{folder}/*.xyz"])
     assert [file.path for file in files] == [folder / "fraud.md"]
     assert len(refused) == 3
+
+
+def test_a_file_whose_name_is_no_text_is_refused_and_the_rest_goes_on(tmp_path: Path) -> None:
+    (tmp_path / os.fsdecode(b"caf\xe9.md")).write_text("# Latin")
+    (tmp_path / "fine.md").write_text("# Fine")
+    files, (refusal,) = find_files([tmp_path])
+    assert [file.source for file in files] == ["fine.md"]
+    assert "not UTF-8" in refusal.reason
+    refusal.source.encode()
 
 
 async def test_the_clients_errors_are_ours(world: World, server: McpServer, client: McpClient) -> None:

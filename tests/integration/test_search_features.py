@@ -191,6 +191,12 @@ async def test_taking_a_group_away_holds_from_the_next_statement_on_and_keeps_th
     assert (
         await place.put("deal", "The merger is secret.", as_=lawyer, groups=("legal",))
     ).outcome is Outcome.UNCHANGED
+    # who does not speak of readers does not change them
+    assert (await place.put("deal", "The merger is secret.", as_=lawyer)).outcome is Outcome.UNCHANGED
+    assert (await place.put("deal", "The merger is off.", as_=lawyer)).outcome is Outcome.UPDATED
+    assert (await search(cached, clerk, request)).hits == ()
+    assert (await place.put("deal", "The merger is off.", as_=lawyer, groups=())).outcome is Outcome.UPDATED
+    assert len((await search(cached, clerk, request)).hits) == 1
 
 
 async def test_statistics_of_a_caller_do_not_depend_on_documents_that_it_may_not_read(place: Place) -> None:

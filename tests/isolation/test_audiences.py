@@ -28,7 +28,7 @@ from tests.support.world import World
 
 pytestmark = pytest.mark.anyio
 
-CONTENT = ("document", "chunk", "embedding", "posting", "corpus_change", "term", "spelling", "audience")
+CONTENT = ("document", "chunk", "embedding", "posting", "corpus_change", "term", "spelling", "audience", "tombstone")
 REFUSED = [
     # a row of the hidden audience
     "insert into rag.corpus_change (tenant_id, audience, chunks, terms, writes) "
@@ -41,8 +41,8 @@ REFUSED = [
     "insert into rag.spelling values ({tenant}, {audience}, 'secret', 'secrets')",
     "update rag.document set audience = {audience}, groups = '{{board}}' where source = 'open'",
     # a row of one's own audience about a hidden document: it would be buried, or say what it never said
-    "insert into rag.tombstone (tenant_id, ordinal, chunks) values ({tenant}, {ordinal}, 1)",
-    "insert into rag.tombstone (tenant_id, ordinal) select {tenant}, g from generate_series(1, 99) g",
+    "insert into rag.tombstone (tenant_id, ordinal, audience, chunks) values ({tenant}, {ordinal}, 0, 1)",
+    "insert into rag.tombstone (tenant_id, ordinal, audience) select {tenant}, g, 0 from generate_series(1, 99) g",
     "insert into rag.chunk (tenant_id, chunk_id, document_id, number, start_char, end_char, heading, text, audience) "
     "values ({tenant}, 77::bigint << 20, '{document}', 1, 0, 1, '', 'Forged.', 0)",
     "insert into rag.embedding (tenant_id, model_id, chunk_id, document_id, vector, audience) "
@@ -128,6 +128,8 @@ async def everything(scene: Scene) -> list[object]:
 async def test_no_table_shows_a_row_of_a_hidden_audience(scene: Scene) -> None:
     while await compact_due(scene.database, settle_s=0.0):
         pass
+    again = NewDocument(source="deal", title="Deal", text="The merger is off.", groups=("board",))
+    await put_document(scene.database, scene.board, again)
     for table in CONTENT:
         held = await stored(scene.world, f"select count(*) from rag.{table} where audience = $1", scene.audience)
         assert held[0][0] > 0 or table in {"embedding", "spelling"}, table

@@ -35,7 +35,6 @@ GRANTS = {
     ("bulkhead_app", "rag.audience"): {"SELECT"},
     ("bulkhead_app", "rag.term"): {"SELECT"},
     ("bulkhead_app", "rag.spelling"): {"SELECT"},
-    ("bulkhead_app", "rag.vector_index"): {"SELECT"},
     ("bulkhead_app", "rag.task"): {"SELECT", "INSERT", "UPDATE"},
     ("bulkhead_app", "rag.task_event"): {"SELECT", "INSERT"},
     ("bulkhead_app", "checkpoint.checkpoints"): {"SELECT", "INSERT", "UPDATE", "DELETE"},
@@ -54,6 +53,7 @@ GRANTS = {
     ("bulkhead_maintenance", "seal.revocation"): {"SELECT", "INSERT", "UPDATE"},
 }
 COLUMN_GRANTS = {
+    ("bulkhead_app", "rag.vector_index"): {("SELECT", "tenant_id"), ("SELECT", "model_id"), ("SELECT", "ready")},
     # how many vectors a tenant has, and nothing of what is in them
     ("bulkhead_maintenance", "rag.corpus_change"): {("SELECT", "tenant_id"), ("SELECT", "chunks")},
     ("bulkhead_maintenance", "rag.embedding"): {("SELECT", "tenant_id"), ("SELECT", "model_id")},
@@ -62,6 +62,7 @@ COLUMN_GRANTS = {
 CONTENT = {"rag.audience", "rag.document", "rag.chunk", "rag.embedding", "rag.posting", "rag.corpus_change"} | {
     "rag.term",
     "rag.spelling",
+    "rag.tombstone",
 }
 """Tell something of what documents say: only to those who may read them, or who share all of their groups."""
 CONTROL = {
@@ -112,6 +113,7 @@ UNSCOPED = {
     "rag/corpus/compaction.py": "claims tenants that wait for compaction",
     "rag/corpus/embedding.py": "claims documents that wait for vectors",
     "rag/corpus/switching.py": "claims tenants that change their model",
+    "rag/cli/doctor.py": "asks whether the maintenance process is there",
     "rag/db/gates.py": "reads the catalogue",
     "rag/db/health.py": "reads no table",
     "rag/runtime.py": "models belong to no tenant",

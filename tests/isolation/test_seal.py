@@ -172,7 +172,9 @@ async def test_writing_another_tenants_id_is_refused(world: World) -> None:
     async with as_app(world) as connection, connection.transaction():
         await connection.fetchval("select rag.open_context_v1($1)", seal)
         with pytest.raises(asyncpg.InsufficientPrivilegeError, match="row-level security"):
-            await connection.execute("insert into rag.tombstone (tenant_id, ordinal) values ($1, 1)", globex.tenant_id)
+            await connection.execute(
+                "insert into rag.tombstone (tenant_id, ordinal, audience) values ($1, 1, 0)", globex.tenant_id
+            )
 
 
 async def test_the_app_role_reads_no_key_mints_no_seal_and_empties_no_table(world: World) -> None:

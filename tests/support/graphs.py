@@ -26,43 +26,47 @@ MODEL = 1
 CHUNKS_PER_DOCUMENT = 100
 BATCH = 2_000
 Matrix = NDArray[np.float32]
-_FILL = Query(
-    name="fill",
-    description="Documents of one-word chunks with these vectors, as one write.",
+# three statements: a row's policy sees what stood before its statement, and a chunk needs its document
+_DOCUMENTS = Query(
+    name="documents",
+    description="Documents of one-word chunks, as one write.",
     text="""
-    with vector as (
-        select v.vector, (v.n - 1) / $2 as document, (v.n - 1) % $2 as number
-        from unnest($1::public.halfvec[]) with ordinality as v (vector, n)
-    ),
-    document as (
+    with document as (
         insert into rag.document (
             tenant_id, document_id, source, title, media_type, content_hash, text, chunks, ordinal, audience
         )
-        select rag.current_tenant(), gen_random_uuid(), gen_random_uuid()::text, 'V', 'text/plain', '', 'v', v.chunks,
+        select rag.current_tenant(), gen_random_uuid(), gen_random_uuid()::text, 'V', 'text/plain', '', 'v', c.chunks,
             nextval('rag.ordinal_seq'), 0
-        from (select v.document, count(*) as chunks from vector v group by v.document order by v.document) v
+        from unnest($1::integer[]) as c (chunks)
         returning document_id, ordinal, chunks
-    ),
-    placed as materialized (
-        select d.document_id, d.ordinal << 20 | v.number as chunk_id, v.number, v.vector
-        from (select d.*, row_number() over (order by d.ordinal) - 1 as n from document d) d
-        join vector v on v.document = d.n
-    ),
-    chunk as (
-        insert into rag.chunk (
-            tenant_id, chunk_id, document_id, number, start_char, end_char, heading, text, audience
-        )
-        select rag.current_tenant(), p.chunk_id, p.document_id, p.number, p.number, p.number + 1, '', 'v', 0
-        from placed p
     ),
     change as (
         insert into rag.corpus_change (tenant_id, audience, chunks, terms, writes)
         select rag.current_tenant(), 0, sum(d.chunks), sum(d.chunks), count(*) from document d
     )
-    insert into rag.embedding (tenant_id, model_id, chunk_id, document_id, vector, audience)
-    select rag.current_tenant(), 1, p.chunk_id, p.document_id, p.vector, 0 from placed p
+    select d.document_id, d.ordinal, d.chunks from document d order by d.ordinal
     """,
-    parameters=("vectors", "per_document"),
+    parameters=("chunks",),
+)
+_CHUNKS = Query(
+    name="chunks",
+    description="The chunks of those documents.",
+    text="""
+    insert into rag.chunk (tenant_id, chunk_id, document_id, number, start_char, end_char, heading, text, audience)
+    select rag.current_tenant(), c.chunk_id, c.document_id, c.chunk_id & 1048575, 0, 1, '', 'v', 0
+    from unnest($1::uuid[], $2::bigint[]) as c (document_id, chunk_id)
+    """,
+    parameters=("documents", "chunks"),
+)
+_VECTORS = Query(
+    name="vectors",
+    description="Their vectors.",
+    text="""
+    insert into rag.embedding (tenant_id, model_id, chunk_id, document_id, vector, audience)
+    select rag.current_tenant(), 1, c.chunk_id, c.document_id, c.vector, 0
+    from unnest($1::uuid[], $2::bigint[], $3::public.halfvec[]) as c (document_id, chunk_id, vector)
+    """,
+    parameters=("documents", "chunks", "vectors"),
 )
 _SEARCH = load_queries("retrieval")["search"]
 
@@ -80,7 +84,15 @@ async def fill(database: Database, principal: Principal, vectors: Matrix) -> Non
     for start in range(0, len(vectors), BATCH):
         async with database.tenant(principal) as session:
             batch = [halfvec(vector) for vector in vectors[start : start + BATCH]]
-            await session.fetch(_FILL, vectors=batch, per_document=CHUNKS_PER_DOCUMENT)
+            counts = [min(CHUNKS_PER_DOCUMENT, len(batch) - at) for at in range(0, len(batch), CHUNKS_PER_DOCUMENT)]
+            placed = [
+                (row["document_id"], row["ordinal"] << 20 | number)
+                for row in await session.fetch(_DOCUMENTS, chunks=counts)
+                for number in range(row["chunks"])
+            ]
+            documents, chunks = [document for document, _ in placed], [chunk for _, chunk in placed]
+            await session.fetch(_CHUNKS, documents=documents, chunks=chunks)
+            await session.fetch(_VECTORS, documents=documents, chunks=chunks, vectors=batch)
 
 
 async def dense_search(

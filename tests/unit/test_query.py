@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rag.errors import InvalidInput
-from rag.retrieval.query import MAX_PHRASES, parse_query
+from rag.retrieval.query import MAX_PHRASE_CHARS, MAX_PHRASES, parse_query
 
 FIXED = re.compile(r"\(\?<!\[\[:alnum:\]\]\)|\(\?!\[\[:alnum:\]\]\)|\[\^\[:alnum:\]\]\+")
 
@@ -59,6 +59,12 @@ def test_phrases_and_words(text: str, phrases: list[list[str]], words: str) -> N
 )
 def test_words_that_punctuation_touches_do_not_look_for_candidates_while_others_can(text: str, words: str) -> None:
     assert parse_query(text).phrase_words == words
+
+
+def test_a_phrase_longer_than_the_limit_is_refused() -> None:
+    assert parse_query('"' + "x" * MAX_PHRASE_CHARS + '"').phrases
+    with pytest.raises(InvalidInput):
+        parse_query('"' + "x" * (MAX_PHRASE_CHARS + 1) + '"')
 
 
 def test_more_phrases_than_the_limit_are_refused() -> None:
