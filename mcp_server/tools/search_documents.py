@@ -43,7 +43,6 @@ class FoundOutput(Output):
     title: str
     version: int
     score: Annotated[float, Field(description="Of the best passage: 0 to 1, comparable within one answer only.")]
-    passages: Annotated[int, Field(description=f"How many of the {MAX_LIMIT} best passages are this document's.")]
     excerpt: Annotated[str, Field(description="The beginning of the best passage.")]
     start: Annotated[int, Field(description="Where the best passage begins in the document's text, from 0.")]
     end: Annotated[int, Field(description="One past the best passage's last character.")]
@@ -56,31 +55,26 @@ class FindOutput(Output):
 
 
 async def run(runtime: Runtime, principal: Principal, arguments: FindArguments) -> FindOutput:
-    """Search by words, and keep the best passage of each document."""
+    """Search by words for the best passage of each document."""
     request = SearchRequest(
         query=arguments.query,
-        limit=MAX_LIMIT,
+        limit=arguments.limit,
         mode=Mode.KEYWORD,
+        max_per_document=1,
         filter=None if arguments.filter is None else parse_filter(arguments.filter),
         rerank=False,
     )
     result = await search(runtime.retriever, principal, request)
-    by_document: dict[str, list[Hit]] = {}
-    for hit in result.hits:
-        by_document.setdefault(str(hit.document_id), []).append(hit)
-    documents = [_found(hits) for hits in list(by_document.values())[: arguments.limit]]
-    return FindOutput(documents=documents)
+    return FindOutput(documents=[_found(hit) for hit in result.hits])
 
 
-def _found(hits: list[Hit]) -> FoundOutput:
-    best = hits[0]
+def _found(best: Hit) -> FoundOutput:
     return FoundOutput(
         document_id=str(best.document_id),
         source=best.source,
         title=best.title,
         version=best.version,
         score=best.score,
-        passages=len(hits),
         excerpt=best.text if len(best.text) <= MAX_EXCERPT_CHARS else best.text[: MAX_EXCERPT_CHARS - 1] + "…",
         start=best.start,
         end=best.end,
@@ -91,8 +85,8 @@ SEARCH_DOCUMENTS = Tool(
     name="search_documents",
     title="Find documents",
     description=(
-        "Find which documents of your organisation contain given words in their title, headings or text. Ranks the 50 "
-        "passages that match best by words (BM25) and returns each document once, with the beginning of its best "
+        "Find which documents of your organisation contain given words in their title, headings or text. Ranks "
+        "passages by words (BM25) and returns each document once, at the place and with the beginning of its best "
         "passage. Use it to find a document by name or subject; use hybrid_search to answer a question."
     ),
     scope=Scope.CORPUS_READ,

@@ -80,7 +80,7 @@ class NewDocument:
     media_type: str = "text/plain"
     metadata: Mapping[str, Any] = field(default_factory=dict[str, Any])
     groups: tuple[str, ...] | None = None
-    """Who may read it: members of any of these; empty: everyone in the tenant. None: as it was, if it is new everyone."""
+    """Who may read it: members of any of these; empty: everyone in the tenant. None: as it was; everyone, if new."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

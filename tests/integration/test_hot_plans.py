@@ -144,6 +144,14 @@ HOT = {
 }
 
 
+MANY_DOCUMENTS = """
+    insert into rag.document (
+        tenant_id, document_id, source, title, media_type, content_hash, text, chunks, ordinal, audience
+    )
+    select $1, gen_random_uuid(), 'x' || n, 'Ships', 'text/plain', '', 'ships', 0, -n, 0 from generate_series(1, 5000) n
+"""
+
+
 def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Yield every node of a plan."""
     yield plan
@@ -172,6 +180,11 @@ async def test_the_lists_and_postings_of_a_tenant_are_read_through_their_indexes
         for number in range(120):
             text = f"Section {number} speaks of ships, lanterns and harbour {number % 7}."
             await put_document(database, principal, NewDocument(source=f"{number:04}", title="Ships", text=text))
+        # so many that statistics, should they be collected meanwhile, speak for the index too
+        admin = await asyncpg.connect(world.superuser_url)
+        await admin.execute(MANY_DOCUMENTS, principal.tenant_id)
+        await admin.execute("analyze")
+        await admin.close()
         listing = await plan_of(
             database,
             principal,
