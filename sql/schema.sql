@@ -1223,7 +1223,7 @@ begin
     end if;
     select m.dimension into strict dimension from rag.embedding_model m where m.model_id = vector_model;
     -- as rag.search_v2 asks for a hundred candidates
-    perform set_config('hnsw.ef_search', '200', true);
+    perform set_config('hnsw.ef_search', '300', true);
     perform set_config('hnsw.iterative_scan', 'strict_order', true);
     -- whatever the planner's statistics say of a tenant that has just grown
     perform set_config('enable_sort', 'off', true);
@@ -1577,7 +1577,7 @@ begin
             dense_plan := 'hnsw';
             select m.dimension into strict dimension from rag.embedding_model m where m.model_id = vector_model;
             -- fewer than the candidates asked for would come back, silently (retrieval.md 1)
-            perform set_config('hnsw.ef_search', least(1000, greatest(2 * candidates, 200))::text, true);
+            perform set_config('hnsw.ef_search', least(1000, greatest(3 * candidates, 300))::text, true);
             -- and what a filter or the caller's groups take out is made up for
             perform set_config('hnsw.iterative_scan', 'strict_order', true);
             -- statistics that lag behind let a sort of everything look cheaper than the graph

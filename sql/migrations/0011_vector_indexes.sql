@@ -31,7 +31,7 @@ begin
     end if;
     select m.dimension into strict dimension from rag.embedding_model m where m.model_id = vector_model;
     -- as rag.search_v2 asks for a hundred candidates
-    perform set_config('hnsw.ef_search', '200', true);
+    perform set_config('hnsw.ef_search', '300', true);
     perform set_config('hnsw.iterative_scan', 'strict_order', true);
     -- whatever the planner's statistics say of a tenant that has just grown
     perform set_config('enable_sort', 'off', true);
