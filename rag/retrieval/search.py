@@ -32,7 +32,7 @@ from rag.retrieval.cache import CacheKey, ResultCache
 from rag.retrieval.filters import to_jsonpath
 from rag.retrieval.query import ParsedQuery, parse_query
 from rag.retrieval.recall import RecallSampler
-from rag.retrieval.values import Hit, Mode, Report, SearchRequest, SearchResult, hit_of
+from rag.retrieval.values import Hit, Report, SearchRequest, SearchResult, hit_of
 from sql import load_queries
 
 __all__ = ["Retriever", "search"]
@@ -183,7 +183,7 @@ async def _search(
             try:
                 vector = await _query_vector(retriever.embedders, model_id, parsed.words)
             except Unavailable as exc:
-                if request.mode is Mode.SEMANTIC:
+                if lexical_weight == 0:
                     raise EmbedderUnavailable from exc
                 _log.warning("searching without vectors: %s", exc.code)
                 degraded = ("dense",)

@@ -138,8 +138,9 @@ async def test_keyword_mode_needs_no_embedder_and_semantic_mode_cannot_do_withou
     assert keyword.degraded == ()
     assert {"railway" in hit.text for hit in keyword.hits} == {True}
     assert keyword.hits[0].explain.vector_score is None
-    with pytest.raises(EmbedderUnavailable):
-        await ask(place, stopped, "railway", mode=Mode.SEMANTIC)
+    for alone in ({"mode": Mode.SEMANTIC}, {"bm25_weight": 0, "vector_weight": 1}):
+        with pytest.raises(EmbedderUnavailable):
+            await ask(place, stopped, "railway", **alone)
     semantic = await ask(place, minilm, "doctors and their patients", mode=Mode.SEMANTIC, limit=3)
     assert {"medical record" in hit.text for hit in semantic.hits} == {True}
     assert semantic.hits[0].explain.bm25_rank is None
