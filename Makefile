@@ -2,12 +2,16 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+NODE_MODULES := tests/node/node_modules
+# the clients of docs/clients.md that are no dependencies of ours, at the versions that it names
+PINS := fastmcp==4.1.2 openai-agents==0.24.0 langchain-mcp-adapters==0.3.2
+CLIENTS := $(foreach pin,$(PINS),$(firstword $(subst ==, ,$(pin))))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test test-heavy check format bench schema lock clean
+.PHONY: help setup demo up test test-heavy conformance-mcp interop interop-python check format bench schema lock clean
 
 help: ## Show this list
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
 
 $(VENV)/.runtime: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Bulkhead needs Python 3.11 or newer; run: make PYTHON=/path/to/python3.11")'
@@ -35,6 +39,28 @@ test: $(VENV)/.dev ## Run the tests against a real PostgreSQL and real servers
 test-heavy: $(VENV)/.dev ## Run the long tests
 	@$(BIN)/python -m pytest -m heavy --timeout 900
 
+# what the tests in Node need: as tests/node/package-lock.json says, from whichever registry npm is configured for
+$(NODE_MODULES)/.package-lock.json: tests/node/package-lock.json tests/node/package.json tests/node/.npmrc
+	@command -v npm >/dev/null || { echo "this needs npm 9 or newer on PATH; on Linux the packages bring the Node that runs the tests"; exit 1; }
+	@echo "installing the locked packages into $(NODE_MODULES) (once, about half a minute)"
+	@cd tests/node && npm ci --loglevel=error
+	@touch $@
+
+conformance-mcp: $(VENV)/.dev $(NODE_MODULES)/.package-lock.json ## Run the official MCP conformance suite (needs npm)
+	@$(BIN)/python -m pytest -m node -n 0 -s --timeout 600 tests/conformance
+
+interop: $(VENV)/.dev $(NODE_MODULES)/.package-lock.json ## Run the TypeScript and Inspector clients (needs npm)
+	@$(BIN)/python -m pytest -m node -n 0 tests/interop
+
+interop-python: $(VENV)/.dev $(CLIENTS:%=.cache/interop/%/.installed) ## Run Python clients that are no dependencies, each in a venv of its own
+	@$(BIN)/python -m pytest -m clients -n 0 tests/interop
+
+.cache/interop/%/.installed: Makefile
+	@echo "installing $* into .cache/interop (once, about half a minute)"
+	@rm -rf .cache/interop/$* && $(PYTHON) -m venv .cache/interop/$*
+	@.cache/interop/$*/bin/python -m pip install --quiet --disable-pip-version-check $(filter $*==%,$(PINS))
+	@touch $@
+
 check: $(VENV)/.dev ## Lint, types and import rules
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -55,7 +81,9 @@ lock: $(VENV)/.dev ## Rewrite the locks from pyproject.toml (hashes, no index ad
 	@$(BIN)/python -m pip install --quiet uv
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header pyproject.toml requirements-build.in -o requirements.lock
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --extra dev pyproject.toml requirements-build.in -c requirements.lock -o requirements-dev.lock
+	@cd tests/node && npm install --package-lock-only --loglevel=error
+	@$(BIN)/python -m tests.support.node
 
 clean: ## Stop and remove the embedded databases, then the virtual environment
 	@test ! -e $(VENV)/.runtime || $(BIN)/python -m tests.support.clean .bulkhead .cache/test-cluster
-	rm -rf $(VENV) .bulkhead .cache
+	rm -rf $(VENV) .bulkhead .cache $(NODE_MODULES)

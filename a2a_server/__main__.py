@@ -9,11 +9,11 @@ import anyio
 import uvicorn
 
 from a2a_server.app import create_app
-from a2a_server.feed import TASK_CHANNEL
 from rag.db.listener import Wakeups, listener
 from rag.identity.scopes import Audience
 from rag.runtime import open_runtime, run_process
 from rag.settings import Settings
+from rag.tasks.feed import TASK_CHANNEL
 
 __all__ = ["main"]
 

@@ -54,9 +54,9 @@ class Door:
             ),
         ):
             try:
-                principal = self._verifier.verify(_bearer_token(headers))
+                principal = await self._verifier.verify(_bearer_token(headers))
                 require(principal, TokenScope.TASKS_RUN)
-                await self._limiter.admit(principal.tenant_id)
+                await self._limiter.admit(principal)
             except BulkheadError as exc:
                 await _refused(exc, sent="authorization" in headers)(scope, receive, send)
                 return

@@ -1,7 +1,7 @@
 """A2A's eleven methods on the task log. Everything durable is in PostgreSQL: any replica answers anything.
 
-Above: the SDK's dispatcher. Below: `protocol` (pure), `feed`, `rag.tasks`. The tenant comes from the token alone; the
-`tenant` field of a request is compared with it and never used.
+Above: the SDK's dispatcher. Below: `protocol` (pure), `workflows.accept`, `rag.tasks`. The tenant comes from the token
+alone; the `tenant` field of a request is compared with it and never used.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, Generator
 from contextlib import aclosing, contextmanager
 from datetime import datetime
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import anyio
 from a2a.server.context import ServerCallContext
@@ -27,18 +27,17 @@ from a2a.utils.errors import (
 from a2a.utils.proto_utils import validate_proto_required_fields
 
 from a2a_server.errors import a2a_error
-from a2a_server.feed import follow
 from a2a_server.protocol import incoming, outgoing
 from a2a_server.protocol.incoming import Sent
 from rag.db.listener import Wakeups
 from rag.db.pool import Database, Session
 from rag.errors import BulkheadError, InvalidInput, TaskBusy
 from rag.identity import cursors
-from rag.identity.principal import Principal, require
+from rag.identity.principal import Principal
 from rag.tasks import store
-from rag.tasks.values import TERMINAL, NewTask, Task, TaskEvent
-from rag.telemetry import carrier, log_fields
-from workflows.registry import find_workflow
+from rag.tasks.feed import follow
+from rag.tasks.values import TERMINAL, Task, TaskEvent
+from workflows.accept import Asked, accept
 
 __all__ = ["TaskHandler"]
 
@@ -175,29 +174,15 @@ class TaskHandler(RequestHandler):
         raise ExtendedAgentCardNotConfiguredError
 
     async def _accept(self, principal: Principal, sent: Sent) -> UUID:
-        """Store a new task for the message, or say why it cannot be taken.
+        """Accept a new task for the message, or say why it cannot be taken.
 
         Raises:
             NotFound, InvalidInput, Forbidden, TaskBusy, UnsupportedOperationError: Nothing was stored.
         """
         if sent.task_id is not None:
             await self._refuse_follow_up(principal, sent, sent.task_id)
-        workflow = find_workflow(sent.skill)
-        for scope in sorted(workflow.scopes):
-            require(principal, scope)
-        new = NewTask(
-            task_id=uuid4(),
-            context_id=sent.context_id or str(uuid4()),
-            workflow=workflow.name,
-            input=workflow.parse(sent.text),
-            message=sent.message,
-            traceparent=carrier().get("traceparent"),
-        )
-        async with self._database.tenant(principal) as session:
-            await store.create_task(session, principal, new)
-        with log_fields(task=str(new.task_id)):
-            _log.info("accepted a task for %s", workflow.name)
-        return new.task_id
+        asked = Asked(text=sent.text, workflow=sent.skill, context_id=sent.context_id, message=sent.message)
+        return (await accept(self._database, principal, asked)).task_id
 
     async def _refuse_follow_up(self, principal: Principal, sent: Sent, task_id: UUID) -> None:
         """No workflow asks back yet, so every message to an existing task is refused, each with its own reason."""

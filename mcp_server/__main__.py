@@ -1,16 +1,23 @@
-"""`python -m mcp_server`: one process of the MCP face, its settings from the environment, its logs JSON on stderr."""
+"""`python -m mcp_server`: the MCP face, its settings from the environment, its logs JSON on stderr.
+
+One process, or with BULKHEAD_MCP_WORKERS several behind one socket (`workers`).
+"""
 
 from __future__ import annotations
 
 import signal
+import socket
+import sys
 
 import anyio
 import uvicorn
 
 from mcp_server.app import create_app
+from mcp_server.workers import run_workers, until_orphaned
 from rag.identity.scopes import Audience
 from rag.runtime import open_runtime, run_process
 from rag.settings import Settings
+from rag.tasks.feed import TASK_CHANNEL
 
 __all__ = ["main"]
 
@@ -20,13 +27,41 @@ KEEP_ALIVE_S = 75
 """Longer than a load balancer's usual minute, so that it is the one to close an idle connection."""
 
 
-def main() -> None:
-    """Serve until SIGTERM or SIGINT."""
-    run_process("mcp_server", _serve)
+def main(arguments: list[str]) -> None:
+    """Serve until SIGTERM or SIGINT. `--fd NUMBER` names the listening socket that a worker inherits."""
+    match arguments:
+        case []:
+            run_process("mcp_server", _run)
+        case ["--fd", number] if number.isdecimal():
+            run_process("mcp_server", lambda settings: _work(settings, int(number)))
+        case _:
+            sys.exit("usage: python -m mcp_server (settings come from the environment: docs/configuration.md)")
 
 
-async def _serve(settings: Settings) -> None:
-    async with open_runtime(settings, audience=Audience.MCP, application="bulkhead-mcp") as runtime:
+async def _run(settings: Settings) -> None:
+    if settings.mcp_workers > 1:
+        await run_workers(settings)
+    else:
+        await _serve(settings, None)
+
+
+async def _work(settings: Settings, descriptor: int) -> None:
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(_serve_then_cancel, settings, descriptor, tasks.cancel_scope)
+        await until_orphaned()
+        tasks.cancel_scope.cancel()
+
+
+async def _serve_then_cancel(settings: Settings, descriptor: int, scope: anyio.CancelScope) -> None:
+    with socket.socket(fileno=descriptor) as listening:
+        await _serve(settings, listening)
+    scope.cancel()
+
+
+async def _serve(settings: Settings, listening: socket.socket | None) -> None:
+    async with open_runtime(
+        settings, audience=Audience.MCP, application="bulkhead-mcp", listens=[TASK_CHANNEL]
+    ) as runtime:
         config = uvicorn.Config(
             create_app(runtime),
             host=settings.mcp_host,
@@ -47,8 +82,8 @@ async def _serve(settings: Settings) -> None:
         # uvicorn raises the signal again once it has stopped: with a receiver open that is harmless, and what is open
         # here is closed in order
         with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT):
-            await uvicorn.Server(config).serve()
+            await uvicorn.Server(config).serve(sockets=None if listening is None else [listening])
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -1,33 +1,38 @@
-"""Who may pass: a bearer token for this audience, and for each tool its scope (RFC 6750, RFC 9728; mcp.md 1).
+"""Who may pass: a bearer token for this audience, and for each operation its scope (RFC 6750, RFC 9728; mcp.md 1).
 
 Above: `app`. Below: `rag.identity`. Our own ASGI layers instead of the SDK's, which put no `scope` into a challenge,
-blame a missing token as an invalid one and know no scope per tool. The answers' bodies are JSON-RPC errors, so that MCP
-clients show their message. The scope is checked again where the tool runs; this layer makes its refusal an HTTP 403.
+blame a missing token as an invalid one and know no scope per operation. The scope is checked again where the work
+is done; this layer makes its refusal an HTTP 403.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import orjson
-from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 from starlette.datastructures import Headers
 from starlette.responses import Response
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from mcp_server.errors import CODES, TOO_LARGE
-from mcp_server.tools import find_tool
-from rag.errors import BulkheadError, Forbidden, Unauthenticated
+from mcp_server.body import message_of, refused
+from mcp_server.call import DOOR, Operation
+from mcp_server.errors import CODES
+from rag.audit.log import AuditLog
+from rag.audit.trail import trace_id
+from rag.audit.values import Entry
+from rag.errors import BulkheadError, Forbidden, Unauthenticated, Unavailable
 from rag.identity.principal import Principal
 from rag.identity.scopes import Scope as TokenScope
 from rag.identity.verified import VerifiedTokens
 
-__all__ = ["PRINCIPAL", "BearerAuth", "Challenge", "ToolScopes"]
+__all__ = ["PRINCIPAL", "BearerAuth", "Challenge", "Scopes"]
 
 PRINCIPAL = "bulkhead.principal"
 """Key of the ASGI scope under which the layers below find the verified caller."""
 DEFAULT_SCOPE = TokenScope.CORPUS_READ
+RETRY_AFTER_S = 30
+"""The external issuer's keys are asked for again after so long."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +48,7 @@ class Challenge:
         parts = [f'error="{blame}"', f'error_description="{error.message}"'] if blame else []
         parts += [f'scope="{" ".join(sorted(scope.value for scope in scopes))}"']
         parts += [f'resource_metadata="{self.metadata_url}"']
-        return _refused(status, CODES[error.code], error.message, {"www-authenticate": "Bearer " + ", ".join(parts)})
+        return refused(status, CODES[error.code], error.message, {"www-authenticate": "Bearer " + ", ".join(parts)})
 
 
 class BearerAuth:
@@ -58,7 +63,12 @@ class BearerAuth:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Verify, then pass on."""
         try:
-            principal = self._verifier.verify(_bearer_token(scope))
+            principal = await self._verifier.verify(_bearer_token(scope))
+        except Unavailable as exc:
+            # not 401: the token may well be good, and a client told otherwise would throw it away
+            retry = {"retry-after": str(RETRY_AFTER_S)}
+            await refused(503, CODES[exc.code], exc.message, retry)(scope, receive, send)
+            return
         except Unauthenticated as exc:
             blame = "invalid_token" if "authorization" in Headers(scope=scope) else None
             answer = self._challenge.response(401, exc, scopes=frozenset({DEFAULT_SCOPE}), blame=blame)
@@ -67,33 +77,42 @@ class BearerAuth:
         await self._app({**scope, PRINCIPAL: principal}, receive, send)
 
 
-class ToolScopes:
-    """Answers 403 with the scope to ask for when a call names a tool that the token does not cover."""
+class Scopes:
+    """Answers 403 with the scope to ask for when a request is for something that the token does not cover."""
 
-    def __init__(self, app: ASGIApp, *, challenge: Challenge, max_body_bytes: int) -> None:
-        """Wrap `app`, which sees no body longer than `max_body_bytes`."""
+    def __init__(
+        self, app: ASGIApp, *, challenge: Challenge, find: Callable[[str, str], Operation | None], audit: AuditLog
+    ) -> None:
+        """`find` returns what a method on the name or URI in its parameters is; None: nothing that needs a scope."""
         self._app = app
         self._challenge = challenge
-        self._max_body_bytes = max_body_bytes
+        self._find = find
+        self._audit = audit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Read the body, look at the tool's name, pass both on."""
-        body = await _read(receive, self._max_body_bytes)
-        if body is None:
-            message = f"the request is larger than {self._max_body_bytes // 2**20} MiB"
-            await _refused(413, TOO_LARGE, message, {"connection": "close"})(scope, receive, send)
-            return
+        """Look at what is asked for, pass it on."""
         principal: Principal = scope[PRINCIPAL]
-        tool = find_tool(_tool_name(Headers(scope=scope), body))
-        if tool is not None and tool.scope not in principal.scopes:
-            error = Forbidden(f"this needs the scope {tool.scope.value}")
-            # the scopes that the token has are named too: a client that asks for these must not lose what it had
-            answer = self._challenge.response(
-                403, error, scopes=principal.scopes | {tool.scope}, blame="insufficient_scope"
-            )
-            await answer(scope, receive, send)
+        method, name = _asked(message_of(scope))
+        operation = self._find(method, name)
+        needed = None if operation is None else operation.scope
+        if operation is None or needed is None or needed in principal.scopes:
+            await self._app(scope, receive, send)
             return
-        await self._app(scope, _replaying(body, receive), send)
+        error = Forbidden(f"this needs the scope {needed.value}")
+        # no limit is before this refusal: repeats are counted, not written one by one
+        self._audit.note_refusal(
+            principal,
+            Entry(
+                door=DOOR,
+                method=operation.method,
+                target=operation.target,
+                outcome=error.code,
+                trace_id=trace_id(),
+            ),
+        )
+        # the scopes that the token has are named too: a client that asks for these must not lose what it had
+        answer = self._challenge.response(403, error, scopes=principal.scopes | {needed}, blame="insufficient_scope")
+        await answer(scope, receive, send)
 
 
 def _bearer_token(scope: Scope) -> str:
@@ -107,51 +126,15 @@ def _bearer_token(scope: Scope) -> str:
     return token.strip()
 
 
-async def _read(receive: Receive, limit: int) -> bytes | None:
-    body = bytearray()
-    size = 0
-    while True:
-        message = await receive()
-        if message["type"] != "http.request":
-            return bytes(body)  # the client left: whatever is done with it, nobody will read the answer
-        size += len(message.get("body", b""))
-        if size <= limit:
-            body += message.get("body", b"")
-        elif size > 2 * limit:
-            return None
-        # up to twice the limit is read and dropped: most clients look for an answer only when they have sent everything
-        if not message.get("more_body", False):
-            return bytes(body) if size <= limit else None
-
-
-def _replaying(body: bytes, receive: Receive) -> Receive:
-    told = False
-
-    async def replay() -> Message:
-        nonlocal told
-        if told:
-            return await receive()
-        told = True
-        return {"type": "http.request", "body": body, "more_body": False}
-
-    return replay
-
-
-def _tool_name(headers: Headers, body: bytes) -> str:
-    # from 2026-07-28 on the SDK refuses a request whose Mcp-Name differs from its body
-    if headers.get("mcp-protocol-version") in MODERN_PROTOCOL_VERSIONS:
-        return headers.get("mcp-name", "") if headers.get("mcp-method") == "tools/call" else ""
-    if b"tools/call" not in body:
-        return ""
-    try:
-        message: Any = orjson.loads(body)
-        if message["method"] == "tools/call" and isinstance(message["params"]["name"], str):
-            return message["params"]["name"]
-    except (ValueError, KeyError, TypeError):
-        pass  # malformed: the SDK says so below
-    return ""
-
-
-def _refused(status: int, code: int | None, message: str, headers: dict[str, str]) -> Response:
-    body = orjson.dumps({"jsonrpc": "2.0", "id": None, "error": {"code": code, "message": message}})
-    return Response(body, status_code=status, headers=headers, media_type="application/json")
+def _asked(message: dict[str, Any]) -> tuple[str, str]:
+    """Return the method, and the name of what it is about; empty where malformed, which the SDK says below."""
+    match message:
+        # from 2026-07-28 on the SDK refuses a request whose Mcp-Name differs from its body
+        case {"method": str() as method, "params": {"name": str() as name}}:
+            return method, name
+        case {"method": str() as method, "params": {"uri": str() as uri}}:
+            return method, uri
+        case {"method": str() as method}:
+            return method, ""
+        case _:
+            return "", ""

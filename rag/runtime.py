@@ -11,21 +11,28 @@ import ssl
 import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 
 import anyio
 import httpx
 
+from rag.audit.log import AuditLog, open_audit
 from rag.clock import Clock, system_clock
 from rag.db.gates import check_role
+from rag.db.listener import Wakeups, listener
 from rag.db.pool import Database, open_database
 from rag.errors import BulkheadError, EmbedderUnavailable, Misconfigured, Unavailable
+from rag.identity.external import ClaimNames, ExternalIssuer
+from rag.identity.jwks import fetch_jwks
 from rag.identity.keys import load_public_keys, load_signing_key
+from rag.identity.remote_keys import remote_keys
 from rag.identity.scopes import Audience
 from rag.identity.seal import Sealer, SealKeys, load_seal_keys
 from rag.identity.tokens import TokenIssuer, TokenVerifier
 from rag.identity.verified import VerifiedTokens
 from rag.limits.limiter import Limiter, open_limiter
+from rag.limits.tiers import TierCache, one_rate
 from rag.llm.configured import ConfiguredModel, configured_models
 from rag.llm.embedders import Embedders
 from rag.llm.extractive import ExtractiveChat
@@ -56,10 +63,13 @@ class Runtime:
     embedders: Embedders
     retriever: Retriever
     limiter: Limiter
+    audit: AuditLog
     verifier: VerifiedTokens
-    cursor_key: bytes
+    cursor_key: bytes = field(repr=False)
     """Signs paging cursors; the same on every replica."""
     clock: Clock
+    wakeups: Wakeups
+    """Of the channels that the process asked to listen to; without any nobody is woken."""
 
 
 def first_of_ours(exc: BaseException) -> BulkheadError | None:
@@ -97,11 +107,13 @@ async def open_runtime(
     application: str,
     embeds: bool = True,
     claims: bool = False,
+    listens: Sequence[str] = (),
     clock: Clock = system_clock,
 ) -> AsyncGenerator[Runtime]:
     """Open everything that a process which serves tenants needs, and close it when the block ends.
 
-    A process that never embeds says so and is spared the models: its embedders refuse. `claims` is the worker.
+    A process that never embeds says so and is spared the models: its embedders refuse. `claims` is the worker. With
+    channels that it `listens` to, a connection is held for `Runtime.wakeups`.
 
     Raises:
         Misconfigured: A setting is missing, the database login is too powerful, the schema or a model does not fit.
@@ -111,9 +123,7 @@ async def open_runtime(
         raise Misconfigured("a server needs BULKHEAD_DATABASE_URL and BULKHEAD_SEAL_KEYS_FILE; `bulkhead up` sets both")
     _check_tls(settings)
     keys = load_seal_keys(settings.seal_keys_file)
-    verifier = TokenVerifier(
-        keys=load_public_keys(settings.certs_dir), issuer=settings.issuer, audience=audience, clock=clock
-    )
+    public_keys = load_public_keys(settings.certs_dir)
     async with AsyncExitStack() as stack:
         database = await stack.enter_async_context(
             open_database(
@@ -125,7 +135,29 @@ async def open_runtime(
         )
         await check_role(database, claims=claims)
         embedders = await _embedders(stack, database, settings, embeds=embeds)
-        limiter = await stack.enter_async_context(open_limiter(settings, clock=clock))
+        per_minute = settings.request_limit_per_minute
+        tiers = TierCache(database) if per_minute is None else one_rate(per_minute)
+        limiter = await stack.enter_async_context(open_limiter(settings, tiers))
+        audit = await stack.enter_async_context(
+            open_audit(
+                database,
+                keys=keys,
+                connections=max(1, settings.pool_size // 2),
+                all_durable=settings.audit_durability == "all",
+            )
+        )
+        verifier = TokenVerifier(
+            keys=public_keys,
+            issuer=settings.issuer,
+            audience=audience,
+            # the worker lets nobody in
+            external=None if claims else await _external_issuer(stack, settings, audience, clock),
+            clock=clock,
+        )
+        wakeups = Wakeups()
+        if listens:
+            listening = listener(database.dsn, listens, application=f"{application}-listen")
+            wakeups = await stack.enter_async_context(listening)
         yield Runtime(
             settings=settings,
             database=database,
@@ -138,9 +170,11 @@ async def open_runtime(
                 recall=await stack.enter_async_context(recall_sampler(database)) if embeds else None,
             ),
             limiter=limiter,
+            audit=audit,
             verifier=VerifiedTokens(verifier, clock=clock),
             cursor_key=_cursor_key(keys),
             clock=clock,
+            wakeups=wakeups,
         )
 
 
@@ -270,6 +304,26 @@ async def _reranker(stack: AsyncExitStack, settings: Settings) -> Reranker | Non
         shape=Shape(settings.rerank_shape),
         model=settings.rerank_model,
         api_key=settings.rerank_api_key,
+    )
+
+
+async def _external_issuer(
+    stack: AsyncExitStack, settings: Settings, audience: Audience, clock: Clock
+) -> ExternalIssuer | None:
+    if settings.external_issuer is None or settings.jwks_url is None:
+        return None
+    client = await stack.enter_async_context(http_client(settings))
+    fetch = partial(fetch_jwks, client, settings.jwks_url)
+    return ExternalIssuer(
+        issuer=settings.external_issuer,
+        audience=settings.external_mcp_audience if audience is Audience.MCP else settings.external_a2a_audience,
+        keys=await stack.enter_async_context(remote_keys(fetch, keep_s=settings.jwks_keep_s, clock=clock)),
+        names=ClaimNames(
+            tenant=settings.tenant_claim,
+            groups=settings.groups_claim,
+            team=settings.team_claim,
+            token_id=settings.token_id_claim,
+        ),
     )
 
 

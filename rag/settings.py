@@ -11,6 +11,7 @@ import difflib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -36,7 +37,20 @@ URL_SCHEMES: Mapping[str, tuple[str, ...]] = {
     "rerank_url": _HTTP,
     "llm_url": _HTTP,
     "otlp_endpoint": _HTTP,
+    "external_issuer": _HTTP,
+    "jwks_url": _HTTP,
 }
+OF_EXTERNAL_ISSUER = (
+    "jwks_url",
+    "jwks_keep_s",
+    "mcp_audience",
+    "a2a_audience",
+    "tenant_claim",
+    "groups_claim",
+    "team_claim",
+    "token_id_claim",
+)
+"""Settings that mean nothing without an external issuer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,33 +62,50 @@ class Settings:
     certs_dir: Path = DEFAULT_CERTS_DIR
     """BULKHEAD_CERTS_DIR: signing keys, JWKS, development CA."""
 
-    database_url: str | None = None
+    database_url: str | None = dataclasses.field(default=None, repr=False)
     """BULKHEAD_DATABASE_URL: the app role. Unset: the embedded PostgreSQL under `data_dir`."""
-    worker_database_url: str | None = None
+    worker_database_url: str | None = dataclasses.field(default=None, repr=False)
     """BULKHEAD_WORKER_DATABASE_URL: the worker's role, which may claim work of any tenant; no server's."""
-    owner_database_url: str | None = None
+    owner_database_url: str | None = dataclasses.field(default=None, repr=False)
     """BULKHEAD_OWNER_DATABASE_URL: migrations only."""
-    maintenance_database_url: str | None = None
+    maintenance_database_url: str | None = dataclasses.field(default=None, repr=False)
     """BULKHEAD_MAINTENANCE_DATABASE_URL: tenants, revocation, background upkeep."""
-    admin_database_url: str | None = None
+    admin_database_url: str | None = dataclasses.field(default=None, repr=False)
     """BULKHEAD_ADMIN_DATABASE_URL: an administrator, with whom `bulkhead migrate` creates roles; no server's."""
     seal_keys_file: Path | None = None
     """BULKHEAD_SEAL_KEYS_FILE: JSON {"active": kid, "keys": {kid: base64}}; at most two keys."""
-    redis_url: str | None = None
+    redis_url: str | None = dataclasses.field(default=None, repr=False)
     """BULKHEAD_REDIS_URL: shared limits and caches. Unset: per process."""
     pool_size: int = 8
     """BULKHEAD_POOL_SIZE: database connections per process."""
 
-    token: str | None = None
+    token: str | None = dataclasses.field(default=None, repr=False)
     """BULKHEAD_TOKEN: what the command line presents instead of minting a token itself."""
     issuer: str = "https://bulkhead.localhost"
-    """BULKHEAD_ISSUER: the `iss` that tokens must carry."""
+    """BULKHEAD_ISSUER: the `iss` of the tokens that we sign ourselves."""
+    external_issuer: str | None = None
+    jwks_url: str | None = None
+    """BULKHEAD_EXTERNAL_ISSUER, BULKHEAD_JWKS_URL: whose tokens are taken besides ours, and where its keys are."""
+    jwks_keep_s: float = 86_400.0
+    """BULKHEAD_JWKS_KEEP_SECONDS: how long its last keys are good while it cannot be reached."""
+    mcp_audience: str | None = None
+    a2a_audience: str | None = None
+    """BULKHEAD_MCP_AUDIENCE, BULKHEAD_A2A_AUDIENCE: `aud` of its tokens. Unset: the URL of the server they are for."""
+    tenant_claim: str = "tenant_id"
+    groups_claim: str = "groups"
+    team_claim: str = "team"
+    token_id_claim: str = "jti"  # noqa: S105  # a claim's name
+    """BULKHEAD_TENANT_CLAIM, _GROUPS_CLAIM, _TEAM_CLAIM, _TOKEN_ID_CLAIM: what its tokens call these."""
+    allowed_origins: str = ""
+    """BULKHEAD_ALLOWED_ORIGINS: origins of browser clients of the MCP endpoint, separated by spaces."""
     mcp_host: str = "127.0.0.1"
     mcp_port: int = 8080
     """BULKHEAD_MCP_HOST, BULKHEAD_MCP_PORT."""
     a2a_host: str = "127.0.0.1"
     a2a_port: int = 8082
     """BULKHEAD_A2A_HOST, BULKHEAD_A2A_PORT."""
+    mcp_workers: int = 1
+    """BULKHEAD_MCP_WORKERS: processes of the MCP face behind its one port; each has a pool of BULKHEAD_POOL_SIZE."""
     mcp_public_url: str | None = None
     """BULKHEAD_MCP_URL: where clients and the worker reach the MCP endpoint, such as https://mcp.example.com/mcp."""
     a2a_public_url: str | None = None
@@ -89,7 +120,7 @@ class Settings:
     """BULKHEAD_EMBEDDINGS_URL: an OpenAI-compatible base URL ending in /v1. Unset: MiniLM on the CPU."""
     embeddings_model: str = "all-MiniLM-L6-v2"
     embeddings_dimension: int = 384
-    embeddings_api_key: str | None = None
+    embeddings_api_key: str | None = dataclasses.field(default=None, repr=False)
     """BULKHEAD_EMBEDDINGS_MODEL, _DIMENSION, _API_KEY: of tenants that have no model of their own."""
     embeddings_file: Path | None = None
     """BULKHEAD_EMBEDDINGS_FILE: JSON [{"model", "dimension", "url", "api_key_file"?}]: what tenants may change to."""
@@ -100,7 +131,7 @@ class Settings:
     """BULKHEAD_RERANK_URL: what stands before /rerank. Unset: hits stay in the order of their fused scores."""
     rerank_shape: str = "cohere"
     rerank_model: str | None = None
-    rerank_api_key: str | None = None
+    rerank_api_key: str | None = dataclasses.field(default=None, repr=False)
     """BULKHEAD_RERANK_SHAPE (cohere, which vLLM and Jina speak too; or tei), _MODEL, _API_KEY."""
     search_cache: str = "on"
     """BULKHEAD_SEARCH_CACHE: on or off; results are kept in Redis where there is one, else in the process."""
@@ -108,7 +139,7 @@ class Settings:
     llm_url: str | None = None
     """BULKHEAD_LLM_URL: an OpenAI-compatible base URL ending in /v1 (vLLM). Unset: extractive answers, labelled so."""
     llm_model: str | None = None
-    llm_api_key: str | None = None
+    llm_api_key: str | None = dataclasses.field(default=None, repr=False)
     """BULKHEAD_LLM_MODEL, BULKHEAD_LLM_API_KEY."""
 
     worker_slots: int = 4
@@ -119,8 +150,10 @@ class Settings:
     """BULKHEAD_INDEX_BUILD_MB: memory for building a vector index, which the database server's /dev/shm must have."""
     index_build_workers: int = 1
     """BULKHEAD_INDEX_BUILD_WORKERS: server processes that help with such a build; 0: none, and no shared memory."""
-    request_limit_per_minute: int = 1200
-    """BULKHEAD_REQUEST_LIMIT: MCP and A2A requests per tenant and minute."""
+    request_limit_per_minute: int | None = None
+    """BULKHEAD_REQUEST_LIMIT: one rate for every tenant and every user. Unset: what the tenant's tier says."""
+    audit_durability: str = "writes"
+    """BULKHEAD_AUDIT_DURABILITY: which operations wait for the database's disk to have their entry: writes, or all."""
     log_level: str = "INFO"
     """BULKHEAD_LOG_LEVEL: of our own loggers; libraries speak from WARNING on, whatever it is."""
     otlp_endpoint: str | None = None
@@ -172,11 +205,13 @@ class Settings:
             raise Misconfigured("BULKHEAD_DATABASE_URL needs BULKHEAD_SEAL_KEYS_FILE (made by `bulkhead migrate`)")
         if self.llm_url is not None and self.llm_model is None:
             raise Misconfigured("BULKHEAD_LLM_URL needs BULKHEAD_LLM_MODEL")
+        self._check_choices()
         self._check_search()
         for field, schemes in URL_SCHEMES.items():
             url: str | None = getattr(self, field)
             if url is not None and not _is_url(url, schemes):
                 raise Misconfigured(f"{_variable(field)} must be a URL that begins with {' or '.join(schemes)}")
+        self._check_external_issuer()
         for field in ("mcp_port", "a2a_port"):
             if not 1 <= getattr(self, field) <= 65535:
                 raise Misconfigured(f"{_variable(field)} must be between 1 and 65535")
@@ -187,23 +222,62 @@ class Settings:
         for variable, number in (
             ("BULKHEAD_POOL_SIZE", self.pool_size),
             ("BULKHEAD_EMBEDDINGS_DIMENSION", self.embeddings_dimension),
+            ("BULKHEAD_MCP_WORKERS", self.mcp_workers),
             ("BULKHEAD_WORKER_SLOTS", self.worker_slots),
             ("BULKHEAD_LEASE_SECONDS", self.lease_s),
+            ("BULKHEAD_JWKS_KEEP_SECONDS", self.jwks_keep_s),
             ("BULKHEAD_INDEX_BUILD_MB", self.index_build_mb),
             ("BULKHEAD_REQUEST_LIMIT", self.request_limit_per_minute),
         ):
-            if number <= 0:
+            if number is not None and number <= 0:
                 raise Misconfigured(f"{variable} must be greater than 0")
+
+    def _check_choices(self) -> None:
+        for variable, value, choices in (
+            ("BULKHEAD_RERANK_SHAPE", self.rerank_shape, ("cohere", "tei")),
+            ("BULKHEAD_SEARCH_CACHE", self.search_cache, ("on", "off")),
+            ("BULKHEAD_AUDIT_DURABILITY", self.audit_durability, ("writes", "all")),
+        ):
+            if value not in choices:
+                raise Misconfigured(f"{variable} must be {' or '.join(choices)}")
 
     def _check_search(self) -> None:
         if self.index_build_workers < 0:
             raise Misconfigured("BULKHEAD_INDEX_BUILD_WORKERS must not be negative")
-        if self.rerank_shape not in {"cohere", "tei"}:
-            raise Misconfigured("BULKHEAD_RERANK_SHAPE must be cohere or tei")
         if self.rerank_url is not None and self.rerank_shape == "cohere" and self.rerank_model is None:
             raise Misconfigured("BULKHEAD_RERANK_URL needs BULKHEAD_RERANK_MODEL, unless BULKHEAD_RERANK_SHAPE is tei")
-        if self.search_cache not in {"on", "off"}:
-            raise Misconfigured("BULKHEAD_SEARCH_CACHE must be on or off")
+
+    def _check_external_issuer(self) -> None:
+        for origin in self.allowed_origins.split():
+            if not _is_origin(origin):
+                raise Misconfigured(f"BULKHEAD_ALLOWED_ORIGINS: {origin} is not like https://app.example.com")
+        if self.external_issuer is None:
+            defaults = {field.name: field.default for field in dataclasses.fields(self)}
+            for field in OF_EXTERNAL_ISSUER:
+                if getattr(self, field) != defaults[field]:
+                    raise Misconfigured(f"{_variable(field)} needs BULKHEAD_EXTERNAL_ISSUER, whose tokens it is about")
+            return
+        if self.jwks_url is None:
+            raise Misconfigured("BULKHEAD_EXTERNAL_ISSUER needs BULKHEAD_JWKS_URL, where its keys are")
+        if self.external_issuer == self.issuer:
+            raise Misconfigured(
+                "BULKHEAD_EXTERNAL_ISSUER is BULKHEAD_ISSUER: the two must be told apart by their names"
+            )
+        for field in ("external_issuer", "jwks_url"):
+            if not _is_safe(getattr(self, field)):
+                raise Misconfigured(f"{_variable(field)} must begin with https://, unless it is on this machine")
+        if self.external_mcp_audience == self.external_a2a_audience:
+            raise Misconfigured("BULKHEAD_MCP_AUDIENCE and BULKHEAD_A2A_AUDIENCE must differ: a token is for one door")
+
+    @property
+    def external_mcp_audience(self) -> str:
+        """`aud` of an external issuer's token for the MCP server: by default the resource that its client names."""
+        return self.mcp_audience or self.mcp_url
+
+    @property
+    def external_a2a_audience(self) -> str:
+        """`aud` of an external issuer's token for the A2A server."""
+        return self.a2a_audience or self.a2a_url
 
     @property
     def scheme(self) -> str:
@@ -243,10 +317,21 @@ VARIABLES: dict[str, str] = {
     "BULKHEAD_POOL_SIZE": "pool_size",
     "BULKHEAD_TOKEN": "token",
     "BULKHEAD_ISSUER": "issuer",
+    "BULKHEAD_EXTERNAL_ISSUER": "external_issuer",
+    "BULKHEAD_JWKS_URL": "jwks_url",
+    "BULKHEAD_JWKS_KEEP_SECONDS": "jwks_keep_s",
+    "BULKHEAD_MCP_AUDIENCE": "mcp_audience",
+    "BULKHEAD_A2A_AUDIENCE": "a2a_audience",
+    "BULKHEAD_TENANT_CLAIM": "tenant_claim",
+    "BULKHEAD_GROUPS_CLAIM": "groups_claim",
+    "BULKHEAD_TEAM_CLAIM": "team_claim",
+    "BULKHEAD_TOKEN_ID_CLAIM": "token_id_claim",
+    "BULKHEAD_ALLOWED_ORIGINS": "allowed_origins",
     "BULKHEAD_MCP_HOST": "mcp_host",
     "BULKHEAD_MCP_PORT": "mcp_port",
     "BULKHEAD_A2A_HOST": "a2a_host",
     "BULKHEAD_A2A_PORT": "a2a_port",
+    "BULKHEAD_MCP_WORKERS": "mcp_workers",
     "BULKHEAD_MCP_URL": "mcp_public_url",
     "BULKHEAD_A2A_URL": "a2a_public_url",
     "BULKHEAD_TLS_CERTIFICATE": "tls_certificate",
@@ -271,6 +356,7 @@ VARIABLES: dict[str, str] = {
     "BULKHEAD_INDEX_BUILD_MB": "index_build_mb",
     "BULKHEAD_INDEX_BUILD_WORKERS": "index_build_workers",
     "BULKHEAD_REQUEST_LIMIT": "request_limit_per_minute",
+    "BULKHEAD_AUDIT_DURABILITY": "audit_durability",
     "BULKHEAD_LOG_LEVEL": "log_level",
     "OTEL_EXPORTER_OTLP_ENDPOINT": "otlp_endpoint",
 }
@@ -308,6 +394,22 @@ def _is_url(text: str, schemes: tuple[str, ...]) -> bool:
         return False
 
 
+def _is_safe(url: str) -> bool:
+    parts = urlsplit(url)
+    if parts.username is not None or parts.fragment:
+        return False
+    if parts.scheme == "https" or parts.hostname == "localhost":
+        return True
+    try:
+        return ip_address(parts.hostname or "").is_loopback
+    except ValueError:
+        return False
+
+
+def _is_origin(text: str) -> bool:
+    return _is_url(text, _HTTP) and "*" not in text and text == "{0.scheme}://{0.netloc}".format(urlsplit(text))
+
+
 def _with_files(environ: Mapping[str, str]) -> dict[str, str]:
     values = dict(environ)
     for variable in SECRETS:
@@ -324,6 +426,7 @@ def _with_files(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def _parse(variable: str, text: str, declared: str) -> object:
+    declared = declared.removesuffix(" | None")
     try:
         if declared == "int":
             return int(text)

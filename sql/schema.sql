@@ -421,6 +421,96 @@ $$;
 
 ALTER FUNCTION queue.switches_v1() OWNER TO bulkhead_queue;
 
+CREATE FUNCTION rag.append_audit_v1(contexts text[], entries jsonb, durable boolean) RETURNS bigint
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO ''
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET lock_timeout TO '3s'
+    AS $$
+declare
+    tenant uuid;
+    caller jsonb;
+    callers jsonb[] := '{}';
+    keeps_text boolean;
+    head rag.audit_head;
+    entry record;
+    line rag.audit;
+    lines rag.audit[] := '{}';
+begin
+    for i in 1 .. cardinality(contexts) loop
+        perform set_config('app.context', contexts[i], true);
+        caller := seal.verified_context();
+        tenant := coalesce(tenant, (caller ->> 'tenant')::uuid);
+        if tenant <> (caller ->> 'tenant')::uuid then
+            raise exception 'tenant context refused' using errcode = '42501', detail = 'another tenant';
+        end if;
+        callers := callers || caller;
+    end loop;
+    if not durable then
+        perform set_config('synchronous_commit', 'off', true);
+    end if;
+
+    select * into head from rag.audit_head h where h.tenant_id = tenant for update;
+    if not found then
+        insert into rag.audit_head (tenant_id, seq, at, hash)
+        values (tenant, 0, '-infinity', decode(repeat('00', 32), 'hex'))
+        on conflict (tenant_id) do nothing;
+        select * into strict head from rag.audit_head h where h.tenant_id = tenant for update;
+    end if;
+    select t.audit_query_text into strict keeps_text from rag.tenant t where t.tenant_id = tenant;
+
+    head.at := greatest(head.at, clock_timestamp());
+    for entry in
+        select e.*
+        from rows from (
+            jsonb_to_recordset(entries) as (
+                context integer, actor text, door text, method text, target text, outcome text, documents text[],
+                document_count integer, query_digest text, query_text text, trace_id text, repeats integer, begun bigint
+            )
+        ) with ordinality as e
+        order by e.ordinality
+    loop
+        caller := callers[entry.context];
+        line.tenant_id := tenant;
+        line.seq := head.seq + 1;
+        line.at := head.at;
+        line.subject := caller ->> 'sub';
+        line.actor := entry.actor;
+        line.door := entry.door;
+        line.method := entry.method;
+        line.target := entry.target;
+        line.outcome := entry.outcome;
+        line.documents := entry.documents;
+        line.document_count := entry.document_count;
+        line.query_digest := entry.query_digest;
+        line.query_text := case when keeps_text then entry.query_text end;
+        line.trace_id := entry.trace_id;
+        line.token_ids := array(select jsonb_array_elements_text(caller -> 'jti'));
+        line.repeats := entry.repeats;
+        line.begun := entry.begun;
+        line.previous := head.hash;
+        line.hash := sha256(convert_to(
+            jsonb_build_array(
+                'bulkhead audit v1', line.tenant_id, line.seq,
+                to_char(line.at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'),
+                line.subject, line.actor, line.door, line.method, line.target, line.outcome, line.documents,
+                line.document_count, line.query_digest, line.query_text, line.trace_id, line.token_ids, line.repeats,
+                line.begun, encode(line.previous, 'hex')
+            )::text,
+            'UTF8'
+        ));
+        lines := lines || line;
+        head.seq := line.seq;
+        head.hash := line.hash;
+    end loop;
+    insert into rag.audit select l.* from unnest(lines) l;
+    update rag.audit_head h set seq = head.seq, at = head.at, hash = head.hash where h.tenant_id = tenant;
+    return head.seq - cardinality(lines) + 1;
+end
+$$;
+
+ALTER FUNCTION rag.append_audit_v1(contexts text[], entries jsonb, durable boolean) OWNER TO bulkhead_owner;
+
 CREATE FUNCTION rag.append_event_v1(task uuid, held bigint, event_kind text, event_payload jsonb, event_key text, next text) RETURNS bigint
     LANGUAGE plpgsql
     SET search_path TO ''
@@ -727,6 +817,39 @@ end
 $$;
 
 ALTER FUNCTION rag.create_task_v1(task uuid, context text, workflow_name text, workflow_input jsonb, first_message jsonb, grant_scopes text[], grant_groups text[], grant_team text, grant_tokens text[], grant_issued_at double precision, trace text) OWNER TO bulkhead_owner;
+
+CREATE FUNCTION rag.create_task_v2(task uuid, context text, workflow_name text, workflow_input jsonb, first_message jsonb, grant_scopes text[], grant_groups text[], grant_team text, grant_tokens text[], grant_issued_at double precision, trace text, key text) RETURNS TABLE(task_id uuid, context_id text, workflow text, input jsonb, created boolean)
+    LANGUAGE plpgsql
+    SET search_path TO ''
+    AS $$
+#variable_conflict use_column
+declare
+    tenant uuid := rag.current_tenant();
+begin
+    insert into rag.task (
+        tenant_id, task_id, context_id, workflow, state, version, input,
+        subject, scopes, groups, team, token_ids, token_issued_at, traceparent, idempotency_key
+    )
+    values (
+        tenant, task, context, workflow_name, 'submitted', 1, workflow_input,
+        rag.current_subject(), grant_scopes, grant_groups, grant_team, grant_tokens, grant_issued_at, trace, key
+    )
+    on conflict (tenant_id, subject, idempotency_key) where idempotency_key is not null do nothing;
+    if found then
+        insert into rag.task_event (tenant_id, task_id, seq, kind, payload)
+        values (tenant, task, 1, 'task', jsonb_build_object('message', first_message));
+        perform queue.enqueue_run_v1(task);
+        return query select task, context, workflow_name, workflow_input, true;
+        return;
+    end if;
+    return query
+    select t.task_id, t.context_id, t.workflow, t.input, false
+    from rag.task t
+    where t.tenant_id = tenant and t.subject = rag.current_subject() and t.idempotency_key = key;
+end
+$$;
+
+ALTER FUNCTION rag.create_task_v2(task uuid, context text, workflow_name text, workflow_input jsonb, first_message jsonb, grant_scopes text[], grant_groups text[], grant_team text, grant_tokens text[], grant_issued_at double precision, trace text, key text) OWNER TO bulkhead_owner;
 
 CREATE FUNCTION rag.current_audiences() RETURNS bigint[]
     LANGUAGE plpgsql STABLE SECURITY DEFINER PARALLEL SAFE
@@ -1449,9 +1572,9 @@ CREATE TABLE rag.tenant (
     cache_results boolean DEFAULT true NOT NULL,
     model_id smallint,
     next_model_id smallint,
+    audit_query_text boolean DEFAULT false NOT NULL,
     CONSTRAINT tenant_name_form CHECK ((name ~ '^[a-z0-9][a-z0-9-]{0,62}$'::text)),
     CONSTRAINT tenant_next_model CHECK ((next_model_id <> model_id)),
-    CONSTRAINT tenant_tier_known CHECK ((tier = ANY (ARRAY['free'::text, 'pro'::text, 'enterprise'::text]))),
     CONSTRAINT tenant_weights CHECK ((((bm25_weight IS NULL) = (vector_weight IS NULL)) AND ((bm25_weight IS NULL) OR ((bm25_weight >= (0)::double precision) AND (vector_weight >= (0)::double precision) AND ((bm25_weight + vector_weight) > (0)::double precision)))))
 );
 
@@ -2351,6 +2474,48 @@ ALTER TABLE ONLY rag.audience FORCE ROW LEVEL SECURITY;
 
 ALTER TABLE rag.audience OWNER TO bulkhead_owner;
 
+CREATE TABLE rag.audit (
+    tenant_id uuid NOT NULL,
+    seq bigint NOT NULL,
+    at timestamp with time zone NOT NULL,
+    subject text NOT NULL,
+    actor text,
+    door text NOT NULL,
+    method text NOT NULL,
+    target text NOT NULL,
+    outcome text NOT NULL,
+    documents text[] NOT NULL,
+    document_count integer NOT NULL,
+    query_digest text,
+    query_text text,
+    trace_id text,
+    token_ids text[] NOT NULL,
+    repeats integer NOT NULL,
+    begun bigint,
+    previous bytea NOT NULL,
+    hash bytea NOT NULL,
+    CONSTRAINT audit_counts CHECK (((document_count >= cardinality(documents)) AND (repeats >= 1))),
+    CONSTRAINT audit_hashes CHECK (((length(previous) = 32) AND (length(hash) = 32))),
+    CONSTRAINT audit_outcome CHECK ((outcome ~ '^[a-z_]{1,32}$'::text)),
+    CONSTRAINT audit_seq CHECK ((seq >= 1))
+);
+
+ALTER TABLE ONLY rag.audit FORCE ROW LEVEL SECURITY;
+
+ALTER TABLE rag.audit OWNER TO bulkhead_owner;
+
+CREATE TABLE rag.audit_head (
+    tenant_id uuid NOT NULL,
+    seq bigint NOT NULL,
+    at timestamp with time zone NOT NULL,
+    hash bytea NOT NULL
+)
+WITH (fillfactor='50');
+
+ALTER TABLE ONLY rag.audit_head FORCE ROW LEVEL SECURITY;
+
+ALTER TABLE rag.audit_head OWNER TO bulkhead_owner;
+
 CREATE TABLE rag.chunk (
     tenant_id uuid NOT NULL,
     chunk_id bigint NOT NULL,
@@ -2671,6 +2836,7 @@ CREATE TABLE rag.document (
     groups text[] DEFAULT '{}'::text[] NOT NULL,
     audience bigint NOT NULL,
     terms bigint DEFAULT 0 NOT NULL,
+    title_key text GENERATED ALWAYS AS ("left"(lower(title), 200)) STORED COLLATE pg_catalog."C",
     CONSTRAINT document_chunks_fit CHECK ((chunks < 1048576)),
     CONSTRAINT document_source_length CHECK (((length(source) >= 1) AND (length(source) <= 1024))),
     CONSTRAINT document_title_length CHECK (((length(title) >= 1) AND (length(title) <= 512)))
@@ -3310,7 +3476,9 @@ CREATE TABLE rag.task (
     traceparent text,
     created_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
     updated_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    idempotency_key text,
     CONSTRAINT task_context_length CHECK (((length(context_id) >= 1) AND (length(context_id) <= 256))),
+    CONSTRAINT task_key_length CHECK (((length(idempotency_key) >= 1) AND (length(idempotency_key) <= 128))),
     CONSTRAINT task_state_known CHECK ((state = ANY (ARRAY['submitted'::text, 'working'::text, 'input-required'::text, 'auth-required'::text, 'completed'::text, 'failed'::text, 'canceled'::text, 'rejected'::text])))
 );
 
@@ -3343,6 +3511,21 @@ CREATE TABLE rag.term (
 ALTER TABLE ONLY rag.term FORCE ROW LEVEL SECURITY;
 
 ALTER TABLE rag.term OWNER TO bulkhead_owner;
+
+CREATE TABLE rag.tier (
+    name text NOT NULL,
+    tenant_per_minute integer NOT NULL,
+    tenant_burst integer NOT NULL,
+    tenant_concurrency integer NOT NULL,
+    user_per_minute integer NOT NULL,
+    user_burst integer NOT NULL,
+    user_concurrency integer NOT NULL,
+    changed_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    CONSTRAINT tier_known CHECK ((name = ANY (ARRAY['free'::text, 'pro'::text, 'enterprise'::text]))),
+    CONSTRAINT tier_rates CHECK (((LEAST(tenant_per_minute, tenant_burst, tenant_concurrency) >= 1) AND (LEAST(user_per_minute, user_burst, user_concurrency) >= 1) AND (GREATEST(tenant_per_minute, user_per_minute) <= 10000000) AND (GREATEST(tenant_burst, user_burst) <= 1000000) AND (GREATEST(tenant_concurrency, user_concurrency) <= 100000)))
+);
+
+ALTER TABLE rag.tier OWNER TO bulkhead_owner;
 
 CREATE TABLE rag.tombstone (
     tenant_id uuid NOT NULL,
@@ -3523,6 +3706,12 @@ ALTER TABLE ONLY queue.write
 
 ALTER TABLE ONLY rag.audience
     ADD CONSTRAINT audience_pkey PRIMARY KEY (tenant_id, audience);
+
+ALTER TABLE ONLY rag.audit_head
+    ADD CONSTRAINT audit_head_pkey PRIMARY KEY (tenant_id);
+
+ALTER TABLE ONLY rag.audit
+    ADD CONSTRAINT audit_pkey PRIMARY KEY (tenant_id, seq);
 
 ALTER TABLE ONLY rag.chunk
     ADD CONSTRAINT chunk_pkey PRIMARY KEY (tenant_id, chunk_id);
@@ -3719,6 +3908,9 @@ ALTER TABLE ONLY rag.tenant
 ALTER TABLE ONLY rag.term
     ADD CONSTRAINT term_pkey PRIMARY KEY (tenant_id, audience, term);
 
+ALTER TABLE ONLY rag.tier
+    ADD CONSTRAINT tier_name PRIMARY KEY (name);
+
 ALTER TABLE ONLY rag.tombstone
     ADD CONSTRAINT tombstone_pkey PRIMARY KEY (tenant_id, ordinal) INCLUDE (audience);
 
@@ -3770,6 +3962,8 @@ CREATE INDEX chunk_13_tenant_id_document_id_number_idx ON rag.chunk_13 USING btr
 CREATE INDEX chunk_14_tenant_id_document_id_number_idx ON rag.chunk_14 USING btree (tenant_id, document_id, number);
 
 CREATE INDEX chunk_15_tenant_id_document_id_number_idx ON rag.chunk_15 USING btree (tenant_id, document_id, number);
+
+CREATE INDEX document_by_title ON rag.document USING btree (tenant_id, title_key, document_id) INCLUDE (audience);
 
 CREATE INDEX embedding_by_chunk ON ONLY rag.embedding USING btree (tenant_id, chunk_id);
 
@@ -3840,6 +4034,10 @@ CREATE INDEX posting_14_tenant_id_audience_term_idx ON rag.posting_14 USING btre
 CREATE INDEX posting_15_tenant_id_audience_term_idx ON rag.posting_15 USING btree (tenant_id, audience, term) WHERE fresh;
 
 CREATE INDEX task_by_context ON rag.task USING btree (tenant_id, context_id, updated_at DESC, task_id DESC);
+
+CREATE UNIQUE INDEX task_by_key ON rag.task USING btree (tenant_id, subject, idempotency_key) WHERE (idempotency_key IS NOT NULL);
+
+CREATE INDEX task_by_subject ON rag.task USING btree (tenant_id, subject, state, created_at);
 
 CREATE INDEX task_by_time ON rag.task USING btree (tenant_id, updated_at DESC, task_id DESC);
 
@@ -4087,6 +4285,9 @@ ALTER TABLE ONLY rag.tenant
 ALTER TABLE ONLY rag.tenant
     ADD CONSTRAINT tenant_next_model_id_fkey FOREIGN KEY (next_model_id) REFERENCES rag.embedding_model(model_id);
 
+ALTER TABLE ONLY rag.tenant
+    ADD CONSTRAINT tenant_tier_known FOREIGN KEY (tier) REFERENCES rag.tier(name);
+
 ALTER TABLE ONLY rag.term
     ADD CONSTRAINT term_tenant_id_fkey FOREIGN KEY (tenant_id) REFERENCES rag.tenant(tenant_id);
 
@@ -4117,6 +4318,18 @@ CREATE POLICY tenant_isolation ON checkpoint.checkpoints TO bulkhead_app USING (
 ALTER TABLE rag.audience ENABLE ROW LEVEL SECURITY;
 
 CREATE POLICY audience_control ON rag.audience TO bulkhead_owner USING (true) WITH CHECK (true);
+
+ALTER TABLE rag.audit ENABLE ROW LEVEL SECURITY;
+
+CREATE POLICY audit_append ON rag.audit TO bulkhead_owner USING (true) WITH CHECK (true);
+
+CREATE POLICY audit_append ON rag.audit_head TO bulkhead_owner USING (true) WITH CHECK (true);
+
+ALTER TABLE rag.audit_head ENABLE ROW LEVEL SECURITY;
+
+CREATE POLICY audit_read ON rag.audit TO bulkhead_maintenance USING (true) WITH CHECK (false);
+
+CREATE POLICY audit_read ON rag.audit_head TO bulkhead_maintenance USING (true) WITH CHECK (false);
 
 ALTER TABLE rag.chunk ENABLE ROW LEVEL SECURITY;
 
@@ -4251,6 +4464,10 @@ ALTER TABLE rag.tenant ENABLE ROW LEVEL SECURITY;
 CREATE POLICY tenant_control ON rag.tenant TO bulkhead_owner, bulkhead_maintenance USING (true) WITH CHECK (true);
 
 CREATE POLICY tenant_isolation ON rag.audience TO bulkhead_app USING (((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)) AND (audience = ANY (( SELECT rag.current_audiences() AS current_audiences)::bigint[])))) WITH CHECK (((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)) AND (audience = ANY (( SELECT rag.current_audiences() AS current_audiences)::bigint[]))));
+
+CREATE POLICY tenant_isolation ON rag.audit TO bulkhead_app USING ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant))) WITH CHECK ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)));
+
+CREATE POLICY tenant_isolation ON rag.audit_head TO bulkhead_app USING ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant))) WITH CHECK ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)));
 
 CREATE POLICY tenant_isolation ON rag.chunk TO bulkhead_app USING (((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)) AND (audience = ANY (( SELECT rag.current_audiences() AS current_audiences)::bigint[])))) WITH CHECK (((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)) AND (audience = ANY (( SELECT rag.current_audiences() AS current_audiences)::bigint[]))));
 
@@ -4544,6 +4761,9 @@ GRANT ALL ON FUNCTION queue.release_runs_v1(claimant text, tasks uuid[], fences 
 REVOKE ALL ON FUNCTION queue.switches_v1() FROM PUBLIC;
 GRANT ALL ON FUNCTION queue.switches_v1() TO bulkhead_maintenance;
 
+REVOKE ALL ON FUNCTION rag.append_audit_v1(contexts text[], entries jsonb, durable boolean) FROM PUBLIC;
+GRANT ALL ON FUNCTION rag.append_audit_v1(contexts text[], entries jsonb, durable boolean) TO bulkhead_app;
+
 REVOKE ALL ON FUNCTION rag.append_event_v1(task uuid, held bigint, event_kind text, event_payload jsonb, event_key text, next text) FROM PUBLIC;
 GRANT ALL ON FUNCTION rag.append_event_v1(task uuid, held bigint, event_kind text, event_payload jsonb, event_key text, next text) TO bulkhead_app;
 
@@ -4564,6 +4784,9 @@ GRANT ALL ON FUNCTION rag.corpus_version_v1() TO bulkhead_app;
 
 REVOKE ALL ON FUNCTION rag.create_task_v1(task uuid, context text, workflow_name text, workflow_input jsonb, first_message jsonb, grant_scopes text[], grant_groups text[], grant_team text, grant_tokens text[], grant_issued_at double precision, trace text) FROM PUBLIC;
 GRANT ALL ON FUNCTION rag.create_task_v1(task uuid, context text, workflow_name text, workflow_input jsonb, first_message jsonb, grant_scopes text[], grant_groups text[], grant_team text, grant_tokens text[], grant_issued_at double precision, trace text) TO bulkhead_app;
+
+REVOKE ALL ON FUNCTION rag.create_task_v2(task uuid, context text, workflow_name text, workflow_input jsonb, first_message jsonb, grant_scopes text[], grant_groups text[], grant_team text, grant_tokens text[], grant_issued_at double precision, trace text, key text) FROM PUBLIC;
+GRANT ALL ON FUNCTION rag.create_task_v2(task uuid, context text, workflow_name text, workflow_input jsonb, first_message jsonb, grant_scopes text[], grant_groups text[], grant_team text, grant_tokens text[], grant_issued_at double precision, trace text, key text) TO bulkhead_app;
 
 REVOKE ALL ON FUNCTION rag.current_audiences() FROM PUBLIC;
 GRANT ALL ON FUNCTION rag.current_audiences() TO bulkhead_app;
@@ -4659,6 +4882,10 @@ GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE checkpoint.checkpoints TO bulkhead_ap
 
 GRANT SELECT ON TABLE rag.audience TO bulkhead_app;
 
+GRANT SELECT ON TABLE rag.audit TO bulkhead_maintenance;
+
+GRANT SELECT ON TABLE rag.audit_head TO bulkhead_maintenance;
+
 GRANT SELECT,INSERT,DELETE ON TABLE rag.chunk TO bulkhead_app;
 
 GRANT SELECT,INSERT ON TABLE rag.corpus_change TO bulkhead_app;
@@ -4695,6 +4922,9 @@ GRANT SELECT,INSERT ON TABLE rag.task_event TO bulkhead_app;
 
 GRANT SELECT ON TABLE rag.term TO bulkhead_app;
 GRANT INSERT,DELETE,UPDATE ON TABLE rag.term TO bulkhead_worker;
+
+GRANT SELECT ON TABLE rag.tier TO bulkhead_app;
+GRANT SELECT ON TABLE rag.tier TO bulkhead_maintenance;
 
 GRANT SELECT,INSERT ON TABLE rag.tombstone TO bulkhead_app;
 GRANT DELETE ON TABLE rag.tombstone TO bulkhead_worker;

@@ -1,9 +1,10 @@
-"""The workflow `rag`: search, rank, generate, verify. Documents are reached through the MCP server only, as the caller.
+"""The graph of the workflow `rag`: search, rank, generate, verify. Documents are reached through the MCP server only,
+as the caller.
 
     search -> rank -> generate -> verify -> end
                  \\____(nothing found)____/
 
-Above: `registry`. Below: `evidence` (pure), the MCP client and the answerer, both given by the run's context.
+Above: `graphs`. Below: `evidence` (pure), the MCP client and the answerer, both given by the run's context.
 """
 
 from __future__ import annotations
@@ -15,18 +16,16 @@ from langgraph.graph import END, START, StateGraph
 from langgraph.runtime import Runtime
 from langgraph.types import RetryPolicy
 
-from rag.errors import InvalidInput, NotFound, RateLimited, Unavailable
-from rag.identity.scopes import Scope
+from rag.errors import NotFound, RateLimited, Unavailable
 from rag.llm.chat import Answer, Passage
 from rag.llm.ports import Emit
 from workflows import evidence
-from workflows.workflow import Tools, Workflow, WorkflowContext, step_of, traced
+from workflows.nodes import Tools, WorkflowContext, step_of, traced
 
-__all__ = ["ANSWER", "RAG"]
+__all__ = ["ANSWER", "build"]
 
 ANSWER = "answer"
 """Id of the artifact."""
-MAX_QUESTION_CHARS = 4_000
 SEARCH_LIMIT = 16
 NOTHING_FOUND = "Nothing in your documents matches this question, so there is no answer to give."
 _RETRY = RetryPolicy(retry_on=(Unavailable, RateLimited), max_attempts=3, initial_interval=0.5, backoff_factor=2.0)
@@ -42,18 +41,6 @@ class RagState(TypedDict):
 
 
 RagRuntime = Runtime[WorkflowContext]
-
-
-def parse(text: str) -> dict[str, Any]:
-    """Return the graph's input.
-
-    Raises:
-        InvalidInput: The question is empty or too long.
-    """
-    question = text.strip()
-    if not 0 < len(question) <= MAX_QUESTION_CHARS:
-        raise InvalidInput(f"a question is 1 to {MAX_QUESTION_CHARS} characters of text")
-    return {"question": question}
 
 
 @traced
@@ -155,20 +142,3 @@ def build() -> StateGraph[RagState, WorkflowContext, RagState, RagState]:
     graph.add_edge("generate", "verify")
     graph.add_edge("verify", END)
     return graph
-
-
-RAG = Workflow(
-    name="rag",
-    title="Answer from documents",
-    description=(
-        "Answers a question from the caller's own documents, with citations whose words were checked against the "
-        "stored text. Without a language model the answer is made of the documents' own sentences "
-        "and labelled extractive."
-    ),
-    tags=("question-answering", "retrieval", "citations"),
-    examples=("What counts as a manipulative device in the sale of securities?",),
-    scopes=frozenset({Scope.CORPUS_READ}),
-    time_limit_s=300.0,
-    parse=parse,
-    build=build,
-)

@@ -1,12 +1,13 @@
-"""Every workflow there is. Adding one is a graph, its test and a line here; agent card, durability and traces follow.
+"""Every workflow there is. Adding one is its module, its graph, its test, a line here and one in `graphs`; agent card,
+durability and traces follow.
 
-Above: the worker and the A2A face. Below: one module per graph.
+Above: `accept`, the worker and both faces. Below: one module per workflow, without its graph.
 """
 
 from __future__ import annotations
 
 from rag.errors import InvalidInput
-from workflows.rag_graph import RAG
+from workflows.rag import RAG
 from workflows.workflow import Workflow
 
 __all__ = ["WORKFLOWS", "find_workflow"]

@@ -29,9 +29,11 @@ from rag.tasks import store
 from rag.tasks.values import TERMINAL, Claim, EventKind, Task, TaskState
 from rag.telemetry import carried_from, log_fields
 from workflows.checkpoints import CheckpointPool, RunContext, TenantPostgresSaver
+from workflows.graphs import GRAPHS
 from workflows.journal import Journal
+from workflows.nodes import Tools, WorkflowContext
 from workflows.registry import find_workflow
-from workflows.workflow import Tools, Workflow, WorkflowContext
+from workflows.workflow import Workflow
 
 __all__ = ["MAX_ATTEMPTS", "Runner", "run"]
 
@@ -120,7 +122,7 @@ async def _execute(runner: Runner, claim: Claim, task: Task, workflow: Workflow)
         runner.checkpoints,
         RunContext(seal=lambda: runner.database.seal(principal), task_id=task.task_id, fence=claim.fence),
     )
-    graph = workflow.build().compile(checkpointer=saver)
+    graph = GRAPHS[workflow.name]().compile(checkpointer=saver)
     config: RunnableConfig = {"configurable": {"thread_id": str(task.task_id)}}
     context = WorkflowContext(
         journal=journal,

@@ -7,11 +7,10 @@ from uuid import UUID
 
 from pydantic import Field
 
+from mcp_server.call import Call
 from mcp_server.tools.tool import Arguments, Output, Tool
 from rag.corpus.store import delete_document
-from rag.identity.principal import Principal
 from rag.identity.scopes import Scope
-from rag.runtime import Runtime
 
 __all__ = ["DELETE_DOCUMENT"]
 
@@ -29,10 +28,14 @@ class DeleteOutput(Output):
     deleted: bool
     corpus_version: Annotated[int, Field(description="The version of the collection without it.")]
 
+    def documents_used(self) -> tuple[str, ...]:
+        """See `Output.documents_used`."""
+        return (self.document_id,)
 
-async def run(runtime: Runtime, principal: Principal, arguments: DeleteArguments) -> DeleteOutput:
+
+async def run(call: Call, arguments: DeleteArguments) -> DeleteOutput:
     """Delete from the caller's tenant."""
-    version = await delete_document(runtime.database, principal, arguments.document_id)
+    version = await delete_document(call.runtime.database, call.principal, arguments.document_id)
     return DeleteOutput(document_id=str(arguments.document_id), deleted=True, corpus_version=version)
 
 

@@ -6,8 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from mcp_server.call import Call
 from mcp_server.tools.tool import Arguments, Output, Tool
-from rag.identity.principal import Principal
 from rag.identity.scopes import Scope
 from rag.retrieval.filters import parse_filter
 from rag.retrieval.search import search
@@ -21,7 +21,6 @@ from rag.retrieval.values import (
     Report,
     SearchRequest,
 )
-from rag.runtime import Runtime
 
 __all__ = ["FILTER_HELP", "HYBRID_SEARCH"]
 
@@ -164,8 +163,12 @@ class SearchOutput(Output):
     stale: Annotated[bool, Field(description="min_version was not reached in time; the newest writes may be missing.")]
     report: ReportOutput
 
+    def documents_used(self) -> tuple[str, ...]:
+        """See `Output.documents_used`."""
+        return tuple({hit.document_id: None for hit in self.hits})
 
-async def run(runtime: Runtime, principal: Principal, arguments: SearchArguments) -> SearchOutput:
+
+async def run(call: Call, arguments: SearchArguments) -> SearchOutput:
     """Search the caller's tenant."""
     request = SearchRequest(
         query=arguments.query,
@@ -180,7 +183,7 @@ async def run(runtime: Runtime, principal: Principal, arguments: SearchArguments
         min_version=arguments.min_version,
         rerank=arguments.rerank,
     )
-    result = await search(runtime.retriever, principal, request)
+    result = await search(call.runtime.retriever, call.principal, request)
     return SearchOutput(
         hits=[_hit(hit) for hit in result.hits],
         degraded=list(result.degraded),
@@ -244,4 +247,5 @@ HYBRID_SEARCH = Tool(
     output=SearchOutput,
     run=run,
     read_only=True,
+    cost=2,
 )

@@ -6,13 +6,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from mcp_server.call import Call
 from mcp_server.tools.tool import Arguments, Output, Tool
 from rag.corpus.metadata import MAX_METADATA_BYTES
 from rag.corpus.store import MAX_READER_GROUPS, MAX_SOURCE_BYTES, NewDocument, put_document
 from rag.corpus.text import MAX_TEXT_CHARS, MAX_TITLE_CHARS
-from rag.identity.principal import Principal
 from rag.identity.scopes import Scope
-from rag.runtime import Runtime
 
 __all__ = ["PUT_DOCUMENT"]
 
@@ -61,8 +60,12 @@ class PutOutput(Output):
         Field(description="For hybrid_search's min_version: such a search finds this write by words and by meaning."),
     ]
 
+    def documents_used(self) -> tuple[str, ...]:
+        """See `Output.documents_used`."""
+        return (self.document_id,)
 
-async def run(runtime: Runtime, principal: Principal, arguments: PutArguments) -> PutOutput:
+
+async def run(call: Call, arguments: PutArguments) -> PutOutput:
     """Write to the caller's tenant."""
     new = NewDocument(
         source=arguments.source,
@@ -72,7 +75,7 @@ async def run(runtime: Runtime, principal: Principal, arguments: PutArguments) -
         metadata=arguments.metadata,
         groups=None if arguments.groups is None else tuple(arguments.groups),
     )
-    stored = await put_document(runtime.database, principal, new)
+    stored = await put_document(call.runtime.database, call.principal, new)
     return PutOutput(
         document_id=str(stored.document_id),
         outcome=stored.outcome.value,
@@ -87,7 +90,8 @@ PUT_DOCUMENT = Tool(
     title="Add or replace a document",
     description=(
         "Add a document to your organisation's collection, or replace the one of the same source. It is found by its "
-        "words as soon as this returns; search by meaning follows within moments. Repeating a call changes nothing."
+        "words as soon as this returns; search by meaning follows within moments. Repeating a call changes nothing. "
+        "For several documents at once use put_documents."
     ),
     scope=Scope.CORPUS_WRITE,
     arguments=PutArguments,
@@ -95,5 +99,6 @@ PUT_DOCUMENT = Tool(
     run=run,
     read_only=False,
     destructive=True,
+    cost=2,
     timeout_s=60.0,
 )

@@ -6,14 +6,13 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from mcp_server.call import Call
 from mcp_server.tools.hybrid_search import FILTER_HELP
 from mcp_server.tools.tool import Arguments, Output, Tool
-from rag.identity.principal import Principal
 from rag.identity.scopes import Scope
 from rag.retrieval.filters import parse_filter
 from rag.retrieval.search import search
 from rag.retrieval.values import MAX_LIMIT, MAX_QUERY_CHARS, Hit, Mode, SearchRequest
-from rag.runtime import Runtime
 
 __all__ = ["SEARCH_DOCUMENTS"]
 
@@ -53,8 +52,12 @@ class FindOutput(Output):
 
     documents: Annotated[list[FoundOutput], Field(description="Best first.")]
 
+    def documents_used(self) -> tuple[str, ...]:
+        """See `Output.documents_used`."""
+        return tuple(found.document_id for found in self.documents)
 
-async def run(runtime: Runtime, principal: Principal, arguments: FindArguments) -> FindOutput:
+
+async def run(call: Call, arguments: FindArguments) -> FindOutput:
     """Search by words for the best passage of each document."""
     request = SearchRequest(
         query=arguments.query,
@@ -64,7 +67,7 @@ async def run(runtime: Runtime, principal: Principal, arguments: FindArguments) 
         filter=None if arguments.filter is None else parse_filter(arguments.filter),
         rerank=False,
     )
-    result = await search(runtime.retriever, principal, request)
+    result = await search(call.runtime.retriever, call.principal, request)
     return FindOutput(documents=[_found(hit) for hit in result.hits])
 
 

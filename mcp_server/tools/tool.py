@@ -1,6 +1,6 @@
 """What a tool is: a name and texts for the model, a scope, two schemas and one async function.
 
-Above: one file per tool, and the tuple TOOLS of the package. Below: pydantic at the wire, `rag.runtime`.
+Above: one file per tool, and the tuple TOOLS of the package. Below: pydantic at the wire, `call`.
 """
 
 from __future__ import annotations
@@ -14,10 +14,9 @@ import mcp_types as types
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.json_schema import GenerateJsonSchema
 
+from mcp_server.call import Call, Operation
 from rag.errors import InvalidInput
-from rag.identity.principal import Principal
 from rag.identity.scopes import Scope
-from rag.runtime import Runtime
 
 __all__ = ["Arguments", "Output", "Tool"]
 
@@ -37,6 +36,10 @@ class Output(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    def documents_used(self) -> tuple[str, ...]:
+        """Return the ids of the documents whose contents or existence this result tells of, for the audit trail."""
+        return ()
+
 
 A = TypeVar("A", bound=Arguments)
 
@@ -51,11 +54,25 @@ class Tool(Generic[A]):
     scope: Scope
     arguments: type[A]
     output: type[Output]
-    run: Callable[[Runtime, Principal, A], Awaitable[Output]]
+    run: Callable[[Call, A], Awaitable[Output]]
     read_only: bool
     destructive: bool = False
     idempotent: bool = True
+    cost: int = 1
+    """In units of the rate limits: about what it costs the database, a keyword search being 1."""
     timeout_s: float = 15.0
+
+    @cached_property
+    def operation(self) -> Operation:
+        """A call of the tool, as the door sees it."""
+        return Operation(
+            method="tools/call",
+            target=self.name,
+            scope=self.scope,
+            cost=self.cost,
+            timeout_s=self.timeout_s,
+            writes=not self.read_only,
+        )
 
     @cached_property
     def declaration(self) -> types.Tool:
@@ -75,7 +92,7 @@ class Tool(Generic[A]):
             ),
         )
 
-    async def call(self, runtime: Runtime, principal: Principal, arguments: dict[str, Any]) -> Output:
+    async def call(self, call: Call, arguments: dict[str, Any]) -> Output:
         """Validate and run.
 
         Raises:
@@ -86,7 +103,7 @@ class Tool(Generic[A]):
             valid = self.arguments.model_validate(arguments)
         except ValidationError as exc:
             raise InvalidInput(_reasons(exc)) from exc
-        return await self.run(runtime, principal, valid)
+        return await self.run(call, valid)
 
 
 class _PlainSchema(GenerateJsonSchema):

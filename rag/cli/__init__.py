@@ -9,6 +9,7 @@ from types import FrameType
 import click
 
 from rag.cli.ask import ask
+from rag.cli.audit import audit
 from rag.cli.common import reporting_errors
 from rag.cli.demo import demo
 from rag.cli.doctor import doctor
@@ -46,6 +47,7 @@ for _command in (
     ingest,
     search,
     ask,
+    audit,
     doctor,
     embeddings,
     evaluate,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from uuid import UUID
 
 import anyio
@@ -11,9 +14,12 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from rag.cli.common import WEIGHT, json_option, login_name, operator, print_json, settings_of
-from rag.errors import InvalidInput
+from rag.db.maintenance import MaintenanceSession, open_maintenance
+from rag.errors import InvalidInput, Misconfigured
 from rag.identity.scopes import Audience, Scope
 from rag.installation import installation
+from rag.limits.tiers import list_tiers, set_tier
+from rag.limits.values import TierLimits
 from rag.runtime import token_issuer
 from rag.settings import Settings
 from rag.tenants.operator import Tenant, Tier
@@ -25,6 +31,8 @@ DEFAULT_SCOPES = {
     Audience.A2A: (Scope.TASKS_RUN, Scope.CORPUS_READ),
 }
 """A task reads the corpus for its caller, so its caller needs that right too."""
+TIER = click.Choice([tier.value for tier in Tier])
+COUNT = click.IntRange(1, 10_000_000)
 
 
 @click.group()
@@ -34,7 +42,7 @@ def tenant() -> None:
 
 @tenant.command("create")
 @click.argument("name")
-@click.option("--tier", type=click.Choice([tier.value for tier in Tier]), default=Tier.FREE.value, show_default=True)
+@click.option("--tier", type=TIER, default=Tier.FREE.value, show_default=True)
 @click.option("--language", default="english", show_default=True, help="PostgreSQL text search configuration.")
 @json_option
 @click.pass_context
@@ -65,28 +73,80 @@ def list_(context: click.Context, as_json: bool) -> None:
     Console().print(table)
 
 
+@tenant.command("tiers")
+@json_option
+@click.pass_context
+def tiers(context: click.Context, as_json: bool) -> None:
+    """Show what the tenants of each tier may ask for."""
+    with installation(settings_of(context)) as settings:
+        found = anyio.run(_list_tiers, settings)
+    if as_json:
+        print_json([dataclasses.asdict(one) for one in found])
+        return
+    table = Table("tier", "", "units/min", "burst", "at a time", box=None, padding=(0, 2, 0, 0))
+    for one in found:
+        for whose, allowed in (("tenant", one.tenant), ("user", one.user)):
+            numbers = (allowed.per_minute, allowed.burst, allowed.concurrency)
+            table.add_row(one.name if whose == "tenant" else "", whose, *(f"{number}" for number in numbers))
+    Console().print(table)
+
+
+@tenant.command("tier")
+@click.argument("name", type=TIER)
+@click.option("--requests-per-minute", "tenant_per_minute", type=COUNT, help="Units per minute of a whole tenant.")
+@click.option("--burst", "tenant_burst", type=COUNT, help="Units at once, after a pause.")
+@click.option("--concurrency", "tenant_concurrency", type=COUNT, help="Operations at a time in one server process.")
+@click.option("--user-requests-per-minute", "user_per_minute", type=COUNT, help="The same, of each user.")
+@click.option("--user-burst", type=COUNT)
+@click.option("--user-concurrency", type=COUNT)
+@json_option
+@click.pass_context
+def tier_(context: click.Context, name: str, as_json: bool, **numbers: int | None) -> None:
+    """Change what the tenants of the tier NAME may ask for; servers follow within half a minute."""
+    if all(number is None for number in numbers.values()):
+        raise InvalidInput("say what to change, such as --requests-per-minute; `bulkhead tenant tiers` shows all")
+    with installation(settings_of(context)) as settings:
+        found = anyio.run(_set_tier, settings, name, numbers)
+    if as_json:
+        print_json(dataclasses.asdict(found))
+    else:
+        click.echo("set")
+
+
 @tenant.command("set")
 @click.argument("reference", metavar="TENANT")
+@click.option("--tier", type=TIER, help="What it has booked.")
 @click.option("--bm25-weight", type=WEIGHT, help="Of exact words in its searches; with --vector-weight.")
 @click.option("--vector-weight", type=WEIGHT, help="Of meaning in its searches; with --bm25-weight.")
 @click.option("--default-weights", is_flag=True, help="Weigh as the product does.")
 @click.option("--cache/--no-cache", "caching", default=None, help="Whether results of its searches may be kept.")
+@click.option(
+    "--audit-query-text",
+    type=click.Choice(["on", "off"]),
+    help="Whether its audit trail keeps what was searched for, and not only a digest of it.",
+)
 @click.pass_context
 def set_(
     context: click.Context,
     reference: str,
+    tier: str | None,
     bm25_weight: float | None,
     vector_weight: float | None,
     default_weights: bool,
     caching: bool | None,
+    audit_query_text: str | None,
 ) -> None:
-    """Change how TENANT is searched."""
+    """Change what TENANT has booked, how it is searched, and what is kept of its searches."""
     if (bm25_weight is None) != (vector_weight is None) or (default_weights and bm25_weight is not None):
         raise InvalidInput("give both --bm25-weight and --vector-weight, or --default-weights")
     weights = None if bm25_weight is None or vector_weight is None else (bm25_weight, vector_weight)
-    if weights is None and not default_weights and caching is None:
-        raise InvalidInput("say what to set: weights, --default-weights, --cache or --no-cache")
+    if weights is None and not default_weights and caching is None and tier is None and audit_query_text is None:
+        raise InvalidInput("say what to set; `bulkhead tenant set --help` lists what there is")
     with installation(settings_of(context)) as settings:
+        if tier is not None:
+            anyio.run(_book, settings, reference, Tier(tier))
+        if audit_query_text is not None:
+            anyio.run(_keep_queries, settings, reference, audit_query_text == "on")
         anyio.run(_set, settings, reference, weights, weights is not None or default_weights, caching)
     click.echo("set")
 
@@ -170,6 +230,35 @@ async def _set(
             await verbs.set_caching(tenant_id, allowed=caching)
 
 
+async def _keep_queries(settings: Settings, reference: str, kept: bool) -> None:
+    async with operator(settings) as verbs:
+        await verbs.set_audit_query_text((await verbs.find_tenant(reference)).tenant_id, kept=kept)
+
+
+async def _book(settings: Settings, reference: str, tier: Tier) -> None:
+    async with operator(settings) as verbs:
+        await verbs.set_tier((await verbs.find_tenant(reference)).tenant_id, tier)
+
+
+@asynccontextmanager
+async def _maintenance(settings: Settings) -> AsyncGenerator[MaintenanceSession]:
+    if settings.maintenance_database_url is None:
+        raise Misconfigured("this needs BULKHEAD_MAINTENANCE_DATABASE_URL")
+    async with open_maintenance(settings.maintenance_database_url, application="bulkhead-cli") as session:
+        yield session
+
+
+async def _list_tiers(settings: Settings) -> list[TierLimits]:
+    async with _maintenance(settings) as session:
+        return await list_tiers(session)
+
+
+async def _set_tier(settings: Settings, name: str, numbers: dict[str, int | None]) -> TierLimits:
+    async with _maintenance(settings) as session:
+        await set_tier(session, name, **numbers)
+        return next(one for one in await list_tiers(session) if one.name == name)
+
+
 async def _list(settings: Settings) -> list[Tenant]:
     async with operator(settings) as verbs:
         return await verbs.list_tenants()
@@ -199,5 +288,6 @@ def _as_dict(one: Tenant) -> dict[str, object]:
         "language": one.language,
         "weights": one.weights,
         "cache_results": one.cache_results,
+        "audit_query_text": one.audit_query_text,
         "created_at": one.created_at.isoformat(),
     }

@@ -56,7 +56,10 @@ _RESULTS: Mapping[str, type[BulkheadError]] = {
 _REFUSALS: Mapping[int, type[BulkheadError]] = {
     40100: Unauthenticated,
     40300: Forbidden,
+    40900: Conflict,
     41300: InvalidInput,
+    42200: DocumentRefused,
+    50300: Unavailable,
     INVALID_PARAMS: InvalidInput,
     CONNECTION_CLOSED: Unavailable,
     REQUEST_TIMEOUT: Unavailable,

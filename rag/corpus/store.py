@@ -27,6 +27,8 @@ from rag.identity.principal import MAX_NAME, Principal
 from sql import load_queries
 
 __all__ = [
+    "MAX_AROUND",
+    "MAX_CHUNKS",
     "MAX_PAGE",
     "MAX_PART_CHARS",
     "MAX_SOURCE_BYTES",
@@ -36,10 +38,12 @@ __all__ = [
     "NewDocument",
     "Outcome",
     "Page",
+    "Passage",
     "Stored",
     "delete_document",
     "document_id_of",
     "get_document",
+    "get_passages",
     "list_documents",
     "pending_embeddings",
     "put_document",
@@ -51,6 +55,10 @@ MAX_PART_CHARS = 40_000
 """Longest text that one read returns: with its JSON copy, at twelve bytes a character where both are escaped, it stays
 below the 1 MiB that MCP clients take per event."""
 MAX_PAGE = 100
+MAX_CHUNKS = 2**20
+"""Of one document: a chunk's number is below it (sql/migrations/0008)."""
+MAX_AROUND = 15
+"""Chunks before and after one, all of which fit into MAX_PART_CHARS."""
 MAX_READER_GROUPS = 32
 MEDIA_TYPES = frozenset({"text/plain", "text/markdown"})
 """Of the text as it is handed in: what it was before a reader made text of it is the client's business."""
@@ -114,6 +122,16 @@ class Document:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Passage:
+    """A chunk by its number, the headings that it stands under, and its place in the document's text."""
+
+    chunk: int
+    heading: str
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DocumentPart:
     """A document and `text[start:end]` of it, in characters."""
 
@@ -121,6 +139,8 @@ class DocumentPart:
     start: int
     end: int
     text: str
+    passages: tuple[Passage, ...] = ()
+    """The chunks that were asked for, in order, where it is chunks that were."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -223,19 +243,69 @@ async def get_document(
     return DocumentPart(document=_document(row), start=at, end=at + len(text), text=text)
 
 
-async def list_documents(database: Database, principal: Principal, *, after: str = "", limit: int = 50) -> Page:
-    """Return documents in the order of their source, from the first one after `after`.
+async def get_passages(
+    database: Database, principal: Principal, document_id: UUID, *, chunk: int, around: int = 0
+) -> DocumentPart:
+    """Return the text from `around` chunks before the chunk of that number to `around` chunks after it, gaps included.
 
     Raises:
-        InvalidInput: `limit` is not 1 to MAX_PAGE.
+        InvalidInput: The document has no such chunk, or `around` is not 0 to MAX_AROUND.
+        NotFound: There is no such document in this tenant.
+        SealRefused, Revoked, Unavailable: The database does not answer.
+    """
+    if not 0 <= around <= MAX_AROUND:
+        raise InvalidInput(f"around must be 0 to {MAX_AROUND}")
+    # within the database's numbers: no document has a chunk of that number
+    asked = min(max(chunk, -1), MAX_CHUNKS - 1)
+    async with database.tenant(principal) as session:
+        row = await session.fetch_one(
+            _QUERIES["get_passages"],
+            tenant_id=principal.tenant_id,
+            document_id=document_id,
+            first=max(0, asked - around),
+            last=min(max(0, asked) + around, MAX_CHUNKS - 1),
+            wanted=MAX_PART_CHARS,
+        )
+    if row is None:
+        raise NotFound("there is no document of that id")
+    if not 0 <= chunk < row["chunks"]:
+        raise InvalidInput(f"chunk must be 0 to {row['chunks'] - 1}: this document has so many passages")
+    text = str(row["part"])
+    return DocumentPart(
+        document=_document(row),
+        start=row["start_char"],
+        end=row["start_char"] + len(text),
+        text=text,
+        passages=tuple(Passage(**passage) for passage in row["passages"]),
+    )
+
+
+async def list_documents(
+    database: Database,
+    principal: Principal,
+    *,
+    after: str = "",
+    limit: int = 50,
+    prefix: str | None = None,
+    matching: str | None = None,
+) -> Page:
+    """Return documents in the order of their source, from the first one after `after`.
+
+    `prefix` and `matching`, a jsonpath predicate over a document's record as `rag.retrieval.filters` writes it, leave
+    some of them out.
+
+    Raises:
+        InvalidInput: `limit` is not 1 to MAX_PAGE, or the prefix holds what no source can.
         SealRefused, Revoked, Unavailable: The database does not answer.
     """
     if not 1 <= limit <= MAX_PAGE:
         raise InvalidInput(f"limit must be 1 to {MAX_PAGE}")
+    some: dict[str, object] = {}
+    if prefix is not None or matching is not None:
+        some = {"prefix": None if prefix is None else _prefix(prefix), "filter": matching}
+    query = _QUERIES["list_matching" if some else "list_documents"]
     async with database.tenant(principal) as session:
-        rows = await session.fetch(
-            _QUERIES["list_documents"], tenant_id=principal.tenant_id, after=after, wanted=limit + 1
-        )
+        rows = await session.fetch(query, tenant_id=principal.tenant_id, after=after, wanted=limit + 1, **some)
     documents = tuple(_document(row) for row in rows[:limit])
     return Page(documents=documents, next_after=documents[-1].source if len(rows) > limit else None)
 
@@ -301,6 +371,13 @@ def _source(source: str) -> str:
     if not source.isprintable() or not source.strip():
         raise InvalidInput("the source has control characters, or nothing but white space")
     return source
+
+
+def _prefix(prefix: str) -> str:
+    prefix = unicodedata.normalize("NFC", prefix)
+    if "\0" in prefix or any("\ud800" <= character <= "\udfff" for character in prefix):
+        raise InvalidInput("the prefix has NUL characters or lone surrogates, which no source can have")
+    return prefix
 
 
 def _content_hash(new: NewDocument) -> bytes:

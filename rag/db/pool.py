@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import anyio
@@ -32,6 +32,11 @@ Row = Mapping[str, Any]
 STATEMENT_TIMEOUT_MS = 15_000
 CONNECT_TIMEOUT_S = 10.0
 IDLE_IN_TRANSACTION_TIMEOUT_MS = 60_000
+RELEASE_TIMEOUT_S = 3.0
+"""How long a cancelled statement may take to end. A cancel request that overtakes its statement is lost (PostgreSQL
+manual, "Canceling Requests in Progress"): then the connection is closed."""
+CLIENT_CHECK_MS = 1000
+"""How soon a statement ends whose connection was closed; without this it would run on."""
 _OPEN = "select rag.open_context_v1($1)"
 _tracer = trace.get_tracer("bulkhead.db")
 
@@ -101,7 +106,8 @@ class Database:
 
     pool: asyncpg.Pool
     sealer: Sealer | None
-    dsn: str
+    dsn: str = field(repr=False)
+    """Holds the password."""
 
     def seal(self, principal: Principal) -> str:
         """Return the sealed context of `principal`, for the one statement that takes it as an argument."""
@@ -181,7 +187,7 @@ class Database:
         finally:
             # a connection that cannot be reset is closed by the driver; what was committed on it stands
             with suppress(BulkheadError), translated():
-                await self.pool.release(connection)
+                await self.pool.release(connection, timeout=RELEASE_TIMEOUT_S)
 
 
 @asynccontextmanager
@@ -204,6 +210,7 @@ async def open_database(
             server_settings={
                 "application_name": application,
                 "statement_timeout": str(STATEMENT_TIMEOUT_MS),
+                "client_connection_check_interval": str(CLIENT_CHECK_MS),
                 "idle_in_transaction_session_timeout": str(IDLE_IN_TRANSACTION_TIMEOUT_MS),
                 "timezone": "UTC",
                 # The largest statements run for milliseconds; compiling them would take longer than running them.

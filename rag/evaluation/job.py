@@ -102,7 +102,7 @@ async def run_job(runtime: Runtime, operator: Operator, job: Job, *, progress: P
 @asynccontextmanager
 async def _loaded(runtime: Runtime, tenant: Tenant, job: Job, progress: Progress) -> AsyncGenerator[Loaded]:
     """Make the tenant hold exactly the collection's documents, embedded; empty it at the end unless it is kept."""
-    principal = _principal(runtime, tenant)
+    principal = await _principal(runtime, tenant)
     try:
         async with _worker(runtime) as worker:
             documents = read_documents(job.collection.folder)
@@ -119,7 +119,7 @@ async def _loaded(runtime: Runtime, tenant: Tenant, job: Job, progress: Progress
 
 
 async def _measured(runtime: Runtime, tenant: Tenant, job: Job, loaded: Loaded | None, progress: Progress) -> Outcome:
-    principal = _principal(runtime, tenant)
+    principal = await _principal(runtime, tenant)
     collection = job.collection
     present = loaded.sources if loaded else {source async for source in sources_of(runtime.database, principal)}
     missing = _missing(collection, present)
@@ -191,7 +191,7 @@ def _retriever(runtime: Runtime) -> Retriever:
     return Retriever(database=runtime.database, embedders=runtime.embedders)
 
 
-def _principal(runtime: Runtime, tenant: Tenant) -> Principal:
+async def _principal(runtime: Runtime, tenant: Tenant) -> Principal:
     token = token_issuer(runtime.settings, clock=runtime.clock).issue(
         tenant_id=tenant.tenant_id,
         subject=SUBJECT,
@@ -199,7 +199,7 @@ def _principal(runtime: Runtime, tenant: Tenant) -> Principal:
         scopes=[Scope.CORPUS_READ, Scope.CORPUS_WRITE],
         lifetime_s=TOKEN_LIFETIME_S,
     )
-    return runtime.verifier.verify(token)
+    return await runtime.verifier.verify(token)
 
 
 @asynccontextmanager

@@ -12,7 +12,7 @@ import base64
 import hmac
 import json
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -34,7 +34,7 @@ class SealKeys:
     """Secret keys by id; `active` seals, the other (during a rotation) only verifies."""
 
     active: str
-    keys: dict[str, bytes]
+    keys: dict[str, bytes] = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,12 +1,13 @@
 """RS256 JSON Web Tokens: issued for one audience, verified completely or not at all (RFC 7519, RFC 8725).
 
-Below: `keys`. Above: both faces (verify), the CLI and the worker (issue).
+Below: `keys`, `external`. Above: both faces (verify), the CLI and the worker (issue).
 """
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 from uuid import UUID
@@ -16,6 +17,8 @@ from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 
 from rag.clock import Clock, system_clock
 from rag.errors import InvalidInput, Unauthenticated
+from rag.identity.claims import canonical_uuid, number, text, texts, times
+from rag.identity.external import ExternalIssuer
 from rag.identity.keys import SigningKey
 from rag.identity.principal import Principal
 from rag.identity.scopes import Audience, Scope, parse_scopes
@@ -24,8 +27,10 @@ __all__ = ["TokenIssuer", "TokenVerifier"]
 
 MAX_TOKEN_CHARS = 8192
 """Longer ones are refused before any cryptography: a flood of huge tokens must cost nothing."""
-LEEWAY_S = 5.0
 REQUIRED_CLAIMS = ("iss", "aud", "sub", "tenant_id", "scope", "exp", "nbf", "iat", "jti")
+"""Of our own tokens."""
+EXTERNAL_CLAIMS = ("iss", "aud", "sub", "exp", "iat")
+"""Of another issuer's; what it may name otherwise (tenant, scope, token id) `ExternalIssuer` asks for."""
 EXCHANGE_LIFETIME_S = 300.0
 """tenancy.md 5: a token between services lives at most five minutes."""
 
@@ -95,71 +100,84 @@ class TokenIssuer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenVerifier:
-    """Verifies tokens for exactly one audience."""
+    """Verifies tokens for exactly one audience: ours, and those of an external issuer where there is one."""
 
     keys: Mapping[str, RSAPublicKey]
+    """Ours, by id. The two issuers' keys never mix: a token's `iss` says which are asked."""
     issuer: str
     audience: Audience
+    external: ExternalIssuer | None = None
     clock: Clock = system_clock
+
+    @property
+    def generation(self) -> int:
+        """Another number whenever a key set changed: tokens that were verified before are to be verified again."""
+        return 0 if self.external is None else self.external.keys.generation
 
     def verify(self, token: str) -> Principal:
         """Return the caller that `token` proves.
 
-        In order: 1 the length is bounded; 2 the header names RS256 and a kid that we know (never a key that the token
-        brings along); 3 the signature holds; 4 issuer and audience are exactly ours; 5 exp, nbf and iat hold within
-        LEEWAY_S; 6 every required claim is there and has its type. Revocation is not looked at here: the database does
-        that in the first statement of every session.
+        In order: 1 the length is bounded; 2 the header names RS256 and a kid, and `iss` an issuer, that we know (never
+        a key that the token brings along); 3 the signature holds under that issuer's key; 4 the audience is exactly
+        ours; 5 exp, nbf and iat hold within LEEWAY_S; 6 every required claim is there and has its type. Revocation is
+        not looked at here: the database does that in the first statement of every session.
 
         Raises:
             Unauthenticated: Any step failed. The message does not say which.
+            Unavailable: The external issuer's token cannot be verified, since there are no keys to verify it with.
         """
-        try:
-            return self._verify(token)
-        except (jwt.PyJWTError, InvalidInput, ValueError, TypeError, KeyError) as exc:
-            raise Unauthenticated("the token is not valid here") from exc
+        with _one_refusal():
+            return self._verified(token, _read(token))
 
-    def _verify(self, token: str) -> Principal:
-        if len(token) > MAX_TOKEN_CHARS:
-            raise InvalidInput("the token is too long")
-        unverified_header = jwt.get_unverified_header(token)
-        if unverified_header.get("alg") != "RS256":
-            raise jwt.InvalidAlgorithmError("only RS256")
-        key = self.keys[str(unverified_header["kid"])]
-        claims = jwt.decode(
-            token,
-            key,
-            algorithms=["RS256"],
-            issuer=self.issuer,
-            audience=self.audience.value,
-            # time is checked below, against the clock that was passed in
-            options={
-                "require": list(REQUIRED_CLAIMS),
-                "strict_aud": True,
-                "verify_exp": False,
-                "verify_nbf": False,
-                "verify_iat": False,
-            },
-        )
-        now = self.clock()
-        expires_at, not_before, issued_at = (_number(claims, name) for name in ("exp", "nbf", "iat"))
-        if expires_at + LEEWAY_S <= now or not_before - LEEWAY_S > now or issued_at - LEEWAY_S > now:
-            raise jwt.ExpiredSignatureError("outside its time")
-        act = claims.get("act")
-        token_ids = [_text(claims, "jti")]
+    async def verify_with_news(self, token: str) -> Principal:
+        """As `verify`, but where the external issuer's key is not known, let it publish a new one first.
+
+        Raises:
+            Unauthenticated: As `verify`.
+            Unavailable: As `verify`.
+        """
+        with _one_refusal():
+            unverified = _read(token)
+            external = self._external(unverified)
+            if external is not None and not external.keys.knows(unverified.kid):
+                await external.keys.look_again()
+            return self._verified(token, unverified)
+
+    def _external(self, unverified: _Unverified) -> ExternalIssuer | None:
+        is_external = self.external is not None and unverified.issuer == self.external.issuer
+        return self.external if is_external and unverified.issuer != self.issuer else None
+
+    def _verified(self, token: str, unverified: _Unverified) -> Principal:
+        external = self._external(unverified)
+        if external is None:
+            claims = _checked(token, self.keys[unverified.kid], issuer=self.issuer, required=REQUIRED_CLAIMS)
+            return self._own_principal(claims)
+        key = external.keys.find(unverified.kid)
+        if key is None:
+            raise InvalidInput("the issuer publishes no such key")
+        claims = _checked(token, key, issuer=external.issuer, required=EXTERNAL_CLAIMS)
+        return external.principal_of(unverified.header, claims, self.clock())
+
+    def _own_principal(self, claims: Mapping[str, Any]) -> Principal:
+        if claims["aud"] != self.audience.value:
+            raise InvalidInput("for another audience")
+        issued_at, expires_at = times(claims, self.clock())
+        token_ids = [text(claims, "jti")]
         actor = None
-        if act is not None:
+        if "act" in claims:
+            act = claims["act"]
             if not isinstance(act, dict):
                 raise InvalidInput("act is not an object")
-            actor = _text(cast("dict[str, Any]", act), "sub")
-            token_ids += _texts(cast("dict[str, Any]", act).get("jti", []))
+            actor = text(cast("dict[str, Any]", act), "sub")
+            token_ids += texts(cast("dict[str, Any]", act).get("jti", []))
             if "iat" in act:
-                issued_at = min(issued_at, _number(cast("dict[str, Any]", act), "iat"))
+                issued_at = min(issued_at, number(cast("dict[str, Any]", act), "iat"))
         return Principal(
-            tenant_id=_uuid(_text(claims, "tenant_id")),
-            subject=_text(claims, "sub"),
-            scopes=parse_scopes(_text(claims, "scope", empty=True)),
-            groups=tuple(_texts(claims.get("groups", []))),
-            team=_text(claims, "team") if "team" in claims else None,
+            tenant_id=canonical_uuid(text(claims, "tenant_id")),
+            subject=text(claims, "sub"),
+            scopes=parse_scopes(text(claims, "scope", empty=True)),
+            groups=tuple(texts(claims.get("groups", []))),
+            team=text(claims, "team") if "team" in claims else None,
             actor=actor,
             token_ids=tuple(token_ids),
             issued_at=issued_at,
@@ -167,28 +185,45 @@ class TokenVerifier:
         )
 
 
-def _number(claims: Mapping[str, Any], name: str) -> float:
-    value = claims[name]
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e11:
-        raise InvalidInput(f"{name} is not a time")
-    return float(value)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Unverified:
+    """What anybody may have written: it chooses the key that must then hold, and nothing else."""
+
+    header: Mapping[str, Any]
+    kid: str
+    issuer: str
 
 
-def _text(claims: Mapping[str, Any], name: str, *, empty: bool = False) -> str:
-    value = claims[name]
-    if not isinstance(value, str) or not (value or empty):
-        raise InvalidInput(f"{name} is not a text")
-    return value
+def _read(token: str) -> _Unverified:
+    if len(token) > MAX_TOKEN_CHARS:
+        raise InvalidInput("the token is too long")
+    parts = jwt.decode_complete(token, options={"verify_signature": False})
+    header: dict[str, Any] = parts["header"]
+    if header.get("alg") != "RS256":
+        raise jwt.InvalidAlgorithmError("only RS256")
+    return _Unverified(header=header, kid=text(header, "kid"), issuer=text(parts["payload"], "iss"))
 
 
-def _texts(value: object) -> list[str]:
-    if not isinstance(value, list) or not all(isinstance(item, str) for item in cast("list[object]", value)):
-        raise InvalidInput("expected a list of texts")
-    return cast("list[str]", value)
+def _checked(token: str, key: RSAPublicKey, *, issuer: str, required: tuple[str, ...]) -> dict[str, Any]:
+    return jwt.decode(
+        token,
+        key,
+        algorithms=["RS256"],
+        issuer=issuer,
+        # audience and times are checked by the caller: the one by the issuer's rule, the others by the clock passed in
+        options={
+            "require": list(required),
+            "verify_aud": False,
+            "verify_exp": False,
+            "verify_nbf": False,
+            "verify_iat": False,
+        },
+    )
 
 
-def _uuid(text: str) -> UUID:
-    value = UUID(text)
-    if str(value) != text:  # UUID() also takes braces, urn: and capitals; a claim has one spelling
-        raise InvalidInput("tenant_id is not a canonical UUID")
-    return value
+@contextmanager
+def _one_refusal() -> Generator[None]:
+    try:
+        yield
+    except (jwt.PyJWTError, InvalidInput, ValueError, TypeError, KeyError, RecursionError) as exc:
+        raise Unauthenticated("the token is not valid here") from exc

@@ -1,8 +1,8 @@
 """Remembers for half a minute which tokens were verified: a signature costs a third of a small request (mcp.md 3).
 
 Above: the doors of both faces. Below: `tokens`. What is remembered is that signature and claims were right, which
-nothing can make wrong; the end of a token's time is looked at again on every use, and so is revocation, by the
-database in the first statement of every session.
+nothing but a change of keys can make wrong: then all of it is forgotten. The end of a token's time is looked at again
+on every use, and so is revocation, by the database in the first statement of every session.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ import hashlib
 from collections import OrderedDict
 
 from rag.clock import Clock, system_clock
+from rag.identity.claims import LEEWAY_S
 from rag.identity.principal import Principal
-from rag.identity.tokens import LEEWAY_S, TokenVerifier
+from rag.identity.tokens import TokenVerifier
 
 __all__ = ["VerifiedTokens"]
 
@@ -28,14 +29,19 @@ class VerifiedTokens:
         self._verifier = verifier
         self._clock = clock
         self._max_tokens = max_tokens
+        self._generation = verifier.generation
         self._known: OrderedDict[bytes, tuple[float, Principal]] = OrderedDict()
 
-    def verify(self, token: str) -> Principal:
-        """Return the caller that `token` proves.
+    async def verify(self, token: str) -> Principal:
+        """Return the caller that `token` proves; waits for nothing unless an external issuer's key is not known.
 
         Raises:
             Unauthenticated: As `TokenVerifier.verify`.
+            Unavailable: As `TokenVerifier.verify`.
         """
+        if self._generation != self._verifier.generation:
+            self._known.clear()
+            self._generation = self._verifier.generation
         digest = hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
         now = self._clock()
         known = self._known.get(digest)
@@ -44,7 +50,8 @@ class VerifiedTokens:
             self._known.move_to_end(digest)
             return known[1]
         self._known.pop(digest, None)
-        principal = self._verifier.verify(token)
+        principal = await self._verifier.verify_with_news(token)
+        # NOTE: a change of keys during the wait clears this entry too, with the next call
         self._known[digest] = (now, principal)
         if len(self._known) > self._max_tokens:
             self._known.popitem(last=False)

@@ -1,128 +1,149 @@
-"""How many requests a tenant may make: counted per process, or across all of them in Redis.
+"""Lets requests in, or says when to come back: by tenant and by user, by rate and by how many run at a time.
 
-Above: both faces, which ask before they work. Below: `gcra`, and redis where it is configured. A neighbour's requests
-never count: there is one number per tenant. With Redis gone the processes count for themselves and log it once.
+Above: both faces, which ask before they work. Below: `tiers` (what is allowed), `counts` (what was spent), `places`
+(what runs). A neighbour's requests never count, and never stand in a queue before one's own.
 """
 
 from __future__ import annotations
 
-import logging
-from collections import OrderedDict
-from collections.abc import AsyncGenerator, Awaitable
-from contextlib import asynccontextmanager
-from typing import Protocol, cast
-from uuid import UUID
+import time
+from collections.abc import AsyncGenerator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Protocol
 
-import anyio
 from redis.asyncio import Redis
-from redis.exceptions import RedisError
 
-from rag.clock import Clock, system_clock
+from rag.clock import Clock
 from rag.errors import RateLimited
-from rag.limits.gcra import REDIS_SCRIPT, Rate, decide
+from rag.identity.principal import Principal
+from rag.limits.counts import REDIS_TIMEOUT_S, Account, Counts, LocalCounts, RedisCounts, Verdict
+from rag.limits.gcra import remaining
+from rag.limits.metrics import METRICS, LimitMetrics, RefusedBy
+from rag.limits.places import Places
+from rag.limits.tiers import TierSource
+from rag.limits.values import Allowance, LimitStatus, Standing, TierLimits
 from rag.settings import Settings
 
-__all__ = ["Limiter", "LocalLimiter", "RedisLimiter", "open_limiter"]
-
-_log = logging.getLogger(__name__)
-BURST_S = 10.0
-"""A tenant that has been quiet may spend this many seconds of its rate at once."""
-MAX_TENANTS = 100_000
-"""Of a process's own count; the one longest unseen is forgotten first, which can only let more in."""
-REDIS_TIMEOUT_S = 0.25
-REDIS_CONCURRENCY = 8
-"""Questions to Redis at a time, each of some tenths of a millisecond. Waiting for a turn is not waiting for Redis: a
-crowd must not look like Redis gone, as it does to the library's pool when its connections are used up."""
-RETRY_REDIS_S = 5.0
+__all__ = ["Limiter", "TieredLimiter", "open_limiter"]
 
 
 class Limiter(Protocol):
-    """Lets requests in or says when to come back."""
+    """Lets requests in or says when to come back.
 
-    async def admit(self, tenant_id: UUID, cost: int = 1) -> None:
-        """Return if the tenant may spend `cost` now.
+    Each method may ask the database for the tenant's tier, and raises what `tiers.TierSource` does: SealRefused or
+    Revoked for a principal that is not accepted, Unavailable where the database does not answer.
+    """
+
+    async def admit(self, principal: Principal, cost: int = 1) -> None:
+        """Return if the caller may spend `cost` now, which is charged to it and to its tenant, or to neither.
 
         Raises:
             RateLimited: It may not; `retry_after_s` says when.
         """
         ...
 
+    def admitted(self, principal: Principal, cost: int = 1) -> AbstractAsyncContextManager[None]:
+        """Admit the caller and hold one of its places among the operations that run at a time, until the block ends.
 
-class LocalLimiter:
-    """Counts in this process."""
+        Raises:
+            RateLimited: As `admit`, or all places are taken; then nothing is charged.
+        """
+        ...
 
-    def __init__(self, rate: Rate, *, clock: Clock = system_clock) -> None:
-        """Start with every tenant's burst unspent."""
-        self._rate = rate
-        self._clock = clock
-        self._due_us: OrderedDict[UUID, int] = OrderedDict()
+    async def status(self, principal: Principal) -> LimitStatus:
+        """Return how the caller stands. Costs nothing."""
+        ...
 
-    async def admit(self, tenant_id: UUID, cost: int = 1) -> None:
+
+class TieredLimiter:
+    """Holds each tenant, and each user within it, to what the tenant's tier allows. Satisfies `Limiter`."""
+
+    def __init__(
+        self, *, tiers: TierSource, counts: Counts, places: Places | None = None, metrics: LimitMetrics = METRICS
+    ) -> None:
+        """Take the parts; what is open in them stays the caller's to close."""
+        self._tiers = tiers
+        self._counts = counts
+        self._places = Places() if places is None else places
+        self._metrics = metrics
+
+    async def admit(self, principal: Principal, cost: int = 1) -> None:
         """See `Limiter.admit`."""
-        now_us = int(self._clock() * 1e6)
-        wait_us, due_us = decide(self._rate, due_us=self._due_us.get(tenant_id, 0), now_us=now_us, cost=cost)
-        _raise_if(wait_us)
-        self._due_us[tenant_id] = due_us
-        self._due_us.move_to_end(tenant_id)
-        if len(self._due_us) > MAX_TENANTS:
-            self._due_us.popitem(last=False)
+        await self._charge(_account(principal, await self._tiers(principal)), cost)
 
-
-class RedisLimiter:
-    """Counts in Redis, on Redis's clock; falls back to `LocalLimiter` while Redis does not answer."""
-
-    def __init__(self, redis: Redis, rate: Rate, *, clock: Clock = system_clock) -> None:
-        """`redis` stays the caller's to close."""
-        self._rate = rate
-        self._clock = clock
-        self._script = redis.register_script(REDIS_SCRIPT)
-        self._fallback = LocalLimiter(rate, clock=clock)
-        self._turns = anyio.CapacityLimiter(REDIS_CONCURRENCY)
-        self._away_until = 0.0
-
-    async def admit(self, tenant_id: UUID, cost: int = 1) -> None:
-        """See `Limiter.admit`."""
-        async with self._turns:
-            wait_us = await self._ask(tenant_id, cost) if self._clock() >= self._away_until else None
-        if wait_us is None:
-            await self._fallback.admit(tenant_id, cost)
-        else:
-            _raise_if(wait_us)
-
-    async def _ask(self, tenant_id: UUID, cost: int) -> int | None:
-        """Return the wait that Redis decides on, or None when it does not answer."""
-        arguments = [self._rate.interval_us, self._rate.burst, cost]
+    @asynccontextmanager
+    async def admitted(self, principal: Principal, cost: int = 1) -> AsyncGenerator[None]:
+        """See `Limiter.admitted`."""
+        limits = await self._tiers(principal)
+        account = _account(principal, limits)
+        # what is refused anyway neither waits for a place nor keeps another waiting
+        self._raise_if_refused(self._counts.refusal(account, cost))
         try:
-            with anyio.fail_after(REDIS_TIMEOUT_S):
-                wait_us = await cast(
-                    "Awaitable[int]", self._script(keys=[f"bulkhead:rate:{tenant_id}"], args=arguments)
-                )
-        except (RedisError, OSError, TimeoutError) as exc:
-            if self._away_until == 0.0:
-                _log.warning("redis does not answer (%s): limits are per process until it does", type(exc).__name__)
-            self._away_until = self._clock() + RETRY_REDIS_S
-            return None
-        if self._away_until > 0.0:
-            _log.warning("redis answers again: limits are shared")
-            self._away_until = 0.0
-        return wait_us
+            await self._places.enter(principal.tenant_id, principal.subject, limits)
+        except RateLimited:
+            self._metrics.refused(RefusedBy.CONCURRENCY)
+            raise
+        try:
+            await self._charge(account, cost)
+            yield
+        finally:
+            self._places.leave(principal.tenant_id, principal.subject)
+
+    async def status(self, principal: Principal) -> LimitStatus:
+        """See `Limiter.status`."""
+        limits = await self._tiers(principal)
+        account = _account(principal, limits)
+        verdict = await self._counts.charge(account, 0)
+        tenant_running, user_running = self._places.running(principal.tenant_id, principal.subject)
+        return LimitStatus(
+            tier=limits.name,
+            tenant=_standing(limits.tenant, verdict.tenant_ahead_us, tenant_running),
+            user=_standing(limits.user, verdict.user_ahead_us, user_running),
+        )
+
+    async def _charge(self, account: Account, cost: int) -> None:
+        self._raise_if_refused(await self._counts.charge(account, cost))
+
+    def _raise_if_refused(self, verdict: Verdict | None) -> None:
+        if verdict is None or not verdict.refused:
+            return
+        by = RefusedBy.TENANT if verdict.tenant_wait_us >= verdict.user_wait_us else RefusedBy.USER
+        self._metrics.refused(by)
+        wait_us = max(verdict.tenant_wait_us, verdict.user_wait_us)
+        raise RateLimited(f"too many requests from this {by.value}", retry_after_s=wait_us / 1e6)
 
 
 @asynccontextmanager
-async def open_limiter(settings: Settings, *, clock: Clock = system_clock) -> AsyncGenerator[Limiter]:
-    """Open the limiter that the settings ask for; closed when the block ends."""
-    per_minute = settings.request_limit_per_minute
-    rate = Rate(interval_us=max(1, round(60e6 / per_minute)), burst=max(1, round(BURST_S * per_minute / 60)))
+async def open_limiter(
+    settings: Settings, tiers: TierSource, *, metrics: LimitMetrics = METRICS, clock: Clock = time.monotonic
+) -> AsyncGenerator[Limiter]:
+    """Open a limiter that counts in Redis, or in this process where none is configured; closed when the block ends."""
     if settings.redis_url is None:
-        yield LocalLimiter(rate, clock=clock)
+        yield TieredLimiter(tiers=tiers, counts=LocalCounts(clock=clock), metrics=metrics)
         return
     redis = Redis.from_url(settings.redis_url, socket_timeout=REDIS_TIMEOUT_S, socket_connect_timeout=REDIS_TIMEOUT_S)
+    counts = RedisCounts(redis, installation=settings.issuer, metrics=metrics, clock=clock)
     try:
-        yield RedisLimiter(redis, rate, clock=clock)
+        yield TieredLimiter(tiers=tiers, counts=counts, metrics=metrics)
     finally:
+        await counts.aclose()
         await redis.aclose()
 
 
-def _raise_if(wait_us: int) -> None:
-    if wait_us > 0:
-        raise RateLimited("too many requests from this tenant", retry_after_s=wait_us / 1e6)
+def _account(principal: Principal, limits: TierLimits) -> Account:
+    return Account(
+        tenant_id=principal.tenant_id,
+        subject=principal.subject,
+        tenant=limits.tenant.rate,
+        user=limits.user.rate,
+    )
+
+
+def _standing(allowance: Allowance, ahead_us: int, running: int) -> Standing:
+    return Standing(
+        per_minute=allowance.per_minute,
+        burst=allowance.burst,
+        remaining=remaining(allowance.rate, ahead_us=ahead_us),
+        running=running,
+        concurrency=allowance.concurrency,
+    )

@@ -1,6 +1,6 @@
 """Tasks and their logs in PostgreSQL, for one tenant at a time. The log is the truth: all replicas read the same rows.
 
-Above: the A2A face and the worker. Below: `rag.db` and sql/queries/tasks.sql. Sessions are passed in, so that a caller
+Above: both faces and the worker. Below: `rag.db` and sql/queries/tasks.sql. Sessions are passed in, so that a caller
 decides what shares a transaction.
 """
 
@@ -12,15 +12,27 @@ from typing import Any
 from uuid import UUID
 
 from rag.db.pool import Row, Session
-from rag.errors import NotFound
+from rag.errors import Conflict, NotFound
 from rag.identity.principal import Principal
 from rag.identity.scopes import parse_scopes
-from rag.tasks.values import EventKind, Grant, NewTask, Task, TaskEvent, TaskFilter, TaskState
+from rag.tasks.values import (
+    Created,
+    EventKind,
+    Grant,
+    NewTask,
+    Task,
+    TaskCount,
+    TaskEvent,
+    TaskFilter,
+    TaskState,
+    TaskSummary,
+)
 from sql import load_queries
 
 __all__ = [
     "append",
     "cancel",
+    "count_own_tasks",
     "count_tasks",
     "create_task",
     "events_after",
@@ -28,19 +40,23 @@ __all__ = [
     "get_task",
     "list_tasks",
     "status_payload",
+    "summarize_task",
 ]
 
 _QUERIES = load_queries("tasks")
 
 
-async def create_task(session: Session, principal: Principal, new: NewTask) -> None:
+async def create_task(session: Session, principal: Principal, new: NewTask) -> Created:
     """Accept a task: its row, its first event (seq 1) and its place in the queue, all or nothing.
 
+    Where the caller has a task under the same idempotency key, that one stands and nothing is written.
+
     Raises:
-        InvalidInput: The context id has a bad length, or a text holds a NUL character.
+        InvalidInput: The context id or the key has a bad length, or a text holds a NUL character.
+        Conflict: The task under that key is of another workflow or input.
     """
     grant = Grant.of(principal)
-    await session.fetch_value(
+    row = await session.fetch_one(
         _QUERIES["create_task"],
         task_id=new.task_id,
         context_id=new.context_id,
@@ -53,7 +69,12 @@ async def create_task(session: Session, principal: Principal, new: NewTask) -> N
         token_ids=list(grant.token_ids),
         token_issued_at=grant.issued_at,
         traceparent=new.traceparent,
+        key=new.idempotency_key,
     )
+    assert row is not None
+    if not row["created"] and (row["workflow"], row["input"]) != (new.workflow, dict(new.input)):
+        raise Conflict("this idempotency key stands for another task of yours; choose another key")
+    return Created(task_id=row["task_id"], context_id=row["context_id"], created=row["created"])
 
 
 async def get_task(session: Session, task_id: UUID) -> Task:
@@ -66,6 +87,26 @@ async def get_task(session: Session, task_id: UUID) -> Task:
     if row is None:
         raise NotFound("there is no such task")
     return _task(row)
+
+
+async def summarize_task(session: Session, task_id: UUID) -> TaskSummary:
+    """Return the task with its latest status and the names of its artifacts.
+
+    Raises:
+        NotFound: This tenant has none of that id.
+    """
+    row = await session.fetch_one(_QUERIES["summarize_task"], task_id=task_id)
+    if row is None:
+        raise NotFound("there is no such task")
+    return TaskSummary(task=_task(row), message=row["message"], artifacts=tuple(row["artifacts"]))
+
+
+async def count_own_tasks(session: Session, principal: Principal) -> dict[TaskState, TaskCount]:
+    """Return how many tasks the caller itself has started, by the state that they are in; states without any are left
+    out.
+    """
+    rows = await session.fetch(_QUERIES["count_own"], subject=principal.subject)
+    return {TaskState(row["state"]): TaskCount(tasks=row["tasks"], this_month=row["this_month"]) for row in rows}
 
 
 async def list_tasks(

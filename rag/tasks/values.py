@@ -19,13 +19,16 @@ __all__ = [
     "TERMINAL",
     "Artifact",
     "Claim",
+    "Created",
     "EventKind",
     "Grant",
     "NewTask",
     "Task",
+    "TaskCount",
     "TaskEvent",
     "TaskFilter",
     "TaskState",
+    "TaskSummary",
 ]
 
 
@@ -106,6 +109,18 @@ class NewTask:
     message: Mapping[str, Any]
     """The caller's message: {"message_id", "parts": [{"text"}], "metadata"}."""
     traceparent: str | None = None
+    idempotency_key: str | None = None
+    """The caller's own name for what it wants done: a second task under it is not accepted, the first one is told."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Created:
+    """The task that stands for a NewTask."""
+
+    task_id: UUID
+    context_id: str
+    created: bool
+    """False: it was there already, under the same key."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,6 +157,26 @@ class Artifact:
     artifact_id: str
     name: str
     parts: tuple[Mapping[str, Any], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskSummary:
+    """A task as somebody who follows it from time to time wants it told."""
+
+    task: Task
+    message: str | None
+    """Of its latest status."""
+    artifacts: tuple[str, ...]
+    """Names, in the order of their first appearance; before the task's end their contents may still change."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskCount:
+    """How many tasks there are."""
+
+    tasks: int
+    this_month: int
+    """Those of them that were started in this calendar month, UTC."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

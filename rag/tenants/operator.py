@@ -41,6 +41,8 @@ class Tenant:
     weights: tuple[float, float] | None
     """BM25 and vectors in the tenant's searches; None: the product's default."""
     cache_results: bool
+    audit_query_text: bool
+    """Whether its audit trail keeps the texts of queries, and not only their digests."""
     created_at: datetime
 
 
@@ -103,6 +105,22 @@ class Operator:
         """
         await self._set(_QUERIES["set_caching"], tenant_id, allowed=allowed)
 
+    async def set_audit_query_text(self, tenant_id: UUID, *, kept: bool) -> None:
+        """Keep the texts of the tenant's queries in its audit trail from now on, or only their digests.
+
+        Raises:
+            NotFound: There is no such tenant.
+        """
+        await self._set(_QUERIES["set_audit_query_text"], tenant_id, kept=kept)
+
+    async def set_tier(self, tenant_id: UUID, tier: Tier) -> None:
+        """Book another tier for the tenant; servers follow within half a minute.
+
+        Raises:
+            NotFound: There is no such tenant.
+        """
+        await self._set(_QUERIES["set_tenant_tier"], tenant_id, tier=tier.value)
+
     async def _set(self, query: Query, tenant_id: UUID, **values: object) -> None:
         async with self.database.unsafe_unscoped(reason=_REASON) as session:
             if await session.fetch_one(query, tenant_id=tenant_id, **values) is None:
@@ -147,5 +165,6 @@ def _tenant(row: Row) -> Tenant:
         language=str(row["language"]).removeprefix("pg_catalog."),
         weights=None if row["bm25_weight"] is None else (row["bm25_weight"], row["vector_weight"]),
         cache_results=row["cache_results"],
+        audit_query_text=row["audit_query_text"],
         created_at=row["created_at"],
     )

@@ -66,7 +66,7 @@ from (
     select format('reads %s past row-level security', c.oid::regclass)
     from relation c
     where (c.nspname in ('seal', 'queue') or not (c.relrowsecurity and c.relforcerowsecurity))
-        and (c.nspname, c.relname) <> ('rag', 'embedding_model')
+        and (c.nspname, c.relname) not in (('rag', 'embedding_model'), ('rag', 'tier'))
         and (has_any_column_privilege(c.oid, 'select, insert, update') or has_table_privilege(c.oid, 'delete'))
     union all
     select format('passes policy %s on %s', p.polname, c.oid::regclass)

@@ -2,17 +2,20 @@
 -- A new tenant; its name is unique over the installation.
 insert into rag.tenant (tenant_id, name, tier, language)
 values (gen_random_uuid(), {name}, {tier}, {language}::text::regconfig)
-returning tenant_id, name, tier, language::text as language, bm25_weight, vector_weight, cache_results, created_at;
+returning tenant_id, name, tier, language::text as language, bm25_weight, vector_weight, cache_results, audit_query_text,
+    created_at;
 
 -- list_tenants
 -- Every tenant, by name.
-select tenant_id, name, tier, language::text as language, bm25_weight, vector_weight, cache_results, created_at
+select tenant_id, name, tier, language::text as language, bm25_weight, vector_weight, cache_results, audit_query_text,
+    created_at
 from rag.tenant
 order by name;
 
 -- find_tenant
 -- The tenant that an operator calls by its name or its id.
-select tenant_id, name, tier, language::text as language, bm25_weight, vector_weight, cache_results, created_at
+select tenant_id, name, tier, language::text as language, bm25_weight, vector_weight, cache_results, audit_query_text,
+    created_at
 from rag.tenant
 where name = {reference} or tenant_id::text = {reference};
 
@@ -26,6 +29,14 @@ returning tenant_id;
 -- set_caching
 -- Whether results of the tenant's searches may be kept.
 update rag.tenant set cache_results = {allowed} where tenant_id = {tenant_id} returning tenant_id;
+
+-- set_audit_query_text
+-- Whether the tenant's audit trail keeps the texts of queries.
+update rag.tenant set audit_query_text = {kept} where tenant_id = {tenant_id} returning tenant_id;
+
+-- set_tenant_tier
+-- What the tenant has booked.
+update rag.tenant set tier = {tier} where tenant_id = {tenant_id} returning tenant_id;
 
 -- revoke
 -- Outdate a token, a user's tokens or all tokens of a tenant, up to and including `before` (Unix seconds).

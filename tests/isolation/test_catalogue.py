@@ -14,6 +14,7 @@ pytestmark = pytest.mark.anyio
 WITHOUT_TENANT = {
     "migration.applied": "the ledger of migrations",
     "rag.embedding_model": "models belong to the installation",
+    "rag.tier": "tiers belong to the installation; the app role reads their numbers",
     "seal.key": "no grant to anyone; read by seal.verified_context alone",
 }
 QUEUES = {
@@ -26,6 +27,7 @@ QUEUES = {
 GRANTS = {
     ("bulkhead_app", "rag.tenant"): {"SELECT"},
     ("bulkhead_app", "rag.embedding_model"): {"SELECT"},
+    ("bulkhead_app", "rag.tier"): {"SELECT"},
     ("bulkhead_app", "rag.document"): {"SELECT", "INSERT", "UPDATE", "DELETE"},
     ("bulkhead_app", "rag.chunk"): {"SELECT", "INSERT", "DELETE"},
     ("bulkhead_app", "rag.embedding"): {"SELECT", "INSERT", "DELETE"},
@@ -50,7 +52,11 @@ GRANTS = {
     ("bulkhead_maintenance", "rag.vector_index"): {"SELECT", "INSERT", "UPDATE", "DELETE"},
     ("bulkhead_maintenance", "rag.tenant"): {"SELECT", "INSERT", "UPDATE"},
     ("bulkhead_maintenance", "rag.embedding_model"): {"SELECT"},
+    ("bulkhead_maintenance", "rag.tier"): {"SELECT"},
     ("bulkhead_maintenance", "seal.revocation"): {"SELECT", "INSERT", "UPDATE"},
+    # appending is a function's; nobody changes or deletes
+    ("bulkhead_maintenance", "rag.audit"): {"SELECT"},
+    ("bulkhead_maintenance", "rag.audit_head"): {"SELECT"},
 }
 COLUMN_GRANTS = {
     ("bulkhead_app", "rag.vector_index"): {("SELECT", "tenant_id"), ("SELECT", "model_id"), ("SELECT", "ready")},
@@ -75,6 +81,11 @@ CONTROL = {
     ("bulkhead_maintenance", "rag.vector_index"): ("true", "true"),
     ("bulkhead_maintenance", "rag.corpus_change"): ("true", "false"),
     ("bulkhead_maintenance", "rag.embedding"): ("true", "false"),
+    # of rag.append_audit_v1 alone, which names the tenant that it has verified
+    ("bulkhead_owner", "rag.audit"): ("true", "true"),
+    ("bulkhead_owner", "rag.audit_head"): ("true", "true"),
+    ("bulkhead_maintenance", "rag.audit"): ("true", "false"),
+    ("bulkhead_maintenance", "rag.audit_head"): ("true", "false"),
 }
 DEFINERS = {
     "seal.verified_context": "bulkhead_owner",
@@ -84,6 +95,7 @@ DEFINERS = {
     "rag.audience_of_v1": "bulkhead_owner",
     "rag.current_tenant": "bulkhead_owner",
     "rag.current_subject": "bulkhead_owner",
+    "rag.append_audit_v1": "bulkhead_owner",
     "queue.enqueue_embedding_v2": "bulkhead_queue",
     "queue.claim_embeddings_v2": "bulkhead_queue",
     "queue.embeddings_behind_v1": "bulkhead_queue",
@@ -110,6 +122,7 @@ DEFINERS = {
     "queue.finish_run_v1": "bulkhead_queue",
 }
 UNSCOPED = {
+    "rag/audit/reader.py": "the maintenance login reads every chain",
     "rag/corpus/compaction.py": "claims tenants that wait for compaction",
     "rag/corpus/embedding.py": "claims documents that wait for vectors",
     "rag/corpus/switching.py": "claims tenants that change their model",

@@ -51,6 +51,9 @@ async def test_no_door_shows_one_tenant_the_statute_of_another(world: World, set
             hits = (await client.call("hybrid_search", {"query": WORDS}))["hits"]
             assert hits[0]["source"] == STATUTE.name, "its owner finds it"
             theirs = hits[0]["document_id"]
+            delegated = await client.call("delegate_task", {"message": "May one use a stop-order?", "wait_s": 60})
+            assert delegated["state"] == "completed"
+            their_task = delegated["task_id"]
         async with client_of(world, settings, patents) as client:
             await run_ingest(sorted((SAMPLES / "patents").glob("35-10*.md")), client)
             await embedded(client)
@@ -59,18 +62,33 @@ async def test_no_door_shows_one_tenant_the_statute_of_another(world: World, set
                     {"query": WORDS, "limit": 50, "mode": mode} for mode in ("hybrid", "keyword", "semantic")
                 ],
                 "search_documents": [{"query": WORDS}, {"query": STATUTE.name}],
-                "retrieve_document": [{"document_id": theirs}, {"document_id": theirs, "start": 0, "end": 50}],
-                "list_documents": [{"limit": 100}],
+                "find_similar": [{"document_id": theirs}, {"document_id": theirs, "chunk": 0}],
+                "retrieve_document": [
+                    {"document_id": theirs},
+                    {"document_id": theirs, "start": 0, "end": 50},
+                    {"document_id": theirs, "chunk": 0, "around": 3},
+                ],
+                "list_documents": [{"limit": 100}, {"source_prefix": "15-"}],
+                "document_stats": [{}],
                 "delete_document": [{"document_id": theirs}],
                 "put_document": [{"source": STATUTE.name, "title": "Mine", "text": "A text of patents' own."}],
+                "put_documents": [
+                    {"documents": [{"source": STATUTE.name, "title": "Mine", "text": "A text of patents' own."}]}
+                ],
+                "delegate_task": [{"message": f"What is this about: {STATUTE.name}?", "wait_s": 60}],
+                "task_status": [{"task_id": their_task}],
+                "task_result": [{"task_id": their_task}],
+                "cancel_task": [{"task_id": their_task}],
+                "usage": [{}],
             }
             assert set(attempts) == {tool.name for tool in TOOLS}, "a new tool needs an attempt here"
             for tool, all_arguments in attempts.items():
                 for arguments in all_arguments:
                     answer = await answer_of(client, tool, arguments)
                     assert not [mark for mark in MARKS if mark in answer.replace(STATUTE.name, "")], tool
-                    if tool in {"retrieve_document", "delete_document"}:
-                        absent = {**arguments, "document_id": str(uuid4())}
+                    named = {"document_id", "task_id"} & arguments.keys()
+                    if named:
+                        absent = {**arguments, **dict.fromkeys(named, str(uuid4()))}
                         assert answer == await answer_of(client, tool, absent), "a foreign id reads like an absent one"
         asked = await ask(world, settings, patents)
         assert not [mark for mark in MARKS if mark in json.dumps(dataclasses.asdict(asked))]

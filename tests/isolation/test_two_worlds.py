@@ -31,6 +31,7 @@ from rag.corpus.store import (
     pending_embeddings,
     put_document,
 )
+from rag.corpus.titles import ids_between, list_entries, recent_tags, titles_from
 from rag.db.pool import Database
 from rag.errors import BulkheadError, NotFound
 from rag.identity.principal import Principal
@@ -120,13 +121,18 @@ async def look(stage: Stage) -> object:
     answers += [page, await list_documents(stage.database, stage.alice, after=page.next_after or "")]
     answers += [await get_document(stage.database, stage.alice, one.document_id, end=20) for one in page.documents]
     answers.append(await pending_embeddings(stage.database, stage.alice))
+    entries = await list_entries(stage.database, stage.alice, limit=2)
+    answers += [entries, await list_entries(stage.database, stage.alice, after=entries.next_after or "", limit=2)]
+    answers += [await titles_from(stage.database, stage.alice, typed) for typed in ("", "of", "THE SECRET")]
+    answers.append(await ids_between(stage.database, stage.alice, UUID(int=0), UUID(int=2**128 - 1), limit=3))
+    answers.append(await recent_tags(stage.database, stage.alice, "", limit=100))
     return answers
 
 
 STORY: Sequence[Act] = (
     look,
     put("lease", TEXTS["lease"], metadata={"year": 1934}),
-    put("ship", TEXTS["ship"], metadata={"year": 1912}),
+    put("ship", TEXTS["ship"], metadata={"year": 1912, "tags": ["sea"]}),
     look,
     Stage.embed,
     look,
@@ -218,7 +224,7 @@ class Crowd:
                 source=f"{self.prefix}{name}{'' if self.turn % 3 else self.turn}",
                 title="The secret takeover",
                 text=f"{text} The secret harbour takeover, notice {'harbour ' * self.turn}",
-                metadata={"year": 1934},
+                metadata={"year": 1934, "tags": ["sea", "secret"]},
                 groups=self.groups,
             )
             await put_document(stage.database, me, new)

@@ -38,10 +38,18 @@ TEXT = "# Fraud\n\nIt is unlawful to use a manipulative device.\n\n## Remedies\n
 EXAMPLES: dict[str, dict[str, Any]] = {
     "hybrid_search": {"query": "manipulative device"},
     "search_documents": {"query": "fraud"},
+    "find_similar": {"limit": 3},
     "retrieve_document": {"start": 2, "end": 7},
     "list_documents": {"limit": 1},
+    "document_stats": {},
     "put_document": {"source": "b.md", "title": "B", "text": "# B", "media_type": "text/markdown"},
+    "put_documents": {"documents": [{"source": "c.md", "title": "C", "text": "# C", "media_type": "text/markdown"}]},
     "delete_document": {},
+    "delegate_task": {"message": "What is unlawful?"},
+    "task_status": {},
+    "task_result": {},
+    "cancel_task": {},
+    "usage": {},
 }
 
 
@@ -115,7 +123,7 @@ def call(tool: str, arguments: object) -> dict[str, Any]:
 async def test_each_revision_lists_every_tool_and_each_answers_in_its_own_schema(
     scene: Scene, era: Era, revision: str
 ) -> None:
-    document_id = await scene.put()
+    document_id, task_id = await scene.put(), ""
     async with scene.client(era=era) as client:
         assert client.session.protocol_version == revision
         listed = (await client.list_tools()).tools
@@ -129,9 +137,12 @@ async def test_each_revision_lists_every_tool_and_each_answers_in_its_own_schema
             arguments = dict(EXAMPLES[tool.name])
             if "document_id" in tool.input_schema["properties"]:
                 arguments["document_id"] = document_id
+            if "task_id" in tool.input_schema["properties"]:
+                arguments["task_id"] = task_id
             jsonschema.validate(arguments, tool.input_schema)
             result = await client.call_tool(tool.name, arguments)
             structured = good(result)
+            task_id = structured.get("task_id", task_id)
             jsonschema.validate(structured, tool.output_schema)
             assert isinstance(result.content[0], TextContent)
             assert orjson.loads(result.content[0].text) == structured
@@ -206,7 +217,7 @@ async def test_a_scope_that_is_missing_is_named_and_its_tools_are_not_listed(sce
     for era in ("auto", "legacy"):
         async with scene.client(token=reader, era=era) as client:
             names = [tool.name for tool in (await client.list_tools()).tools]
-            assert names == ["hybrid_search", "search_documents", "retrieve_document", "list_documents"]
+            assert names == [tool.name for tool in TOOLS if tool.scope is Scope.CORPUS_READ]
             with pytest.raises(MCPError) as refused:
                 await client.call_tool("delete_document", {"document_id": document_id})
             assert (refused.value.code, refused.value.message) == (40300, "this needs the scope corpus:write")
@@ -227,6 +238,9 @@ async def test_a_header_that_names_a_harmless_tool_opens_no_other(scene: Scene) 
     }
     request["params"]["_meta"] = meta
     response = await post(scene, request, token=reader, **modern)
+    assert (response.status_code, response.json()["error"]["code"]) == (403, 40300)
+    owner = scene.world.token(scene.acme, audience=Audience.MCP)
+    response = await post(scene, request, token=owner, **modern)
     assert (response.status_code, response.json()["error"]["code"]) == (400, -32020)
     async with scene.client() as client:
         assert len(good(await client.call_tool("list_documents"))["documents"]) == 1
@@ -399,9 +413,10 @@ async def test_a_revoked_token_ends_in_the_middle_of_a_session(scene: Scene) -> 
                 async with scene.world.operator() as operator:
                     await operator.revoke_token(scene.acme.tenant_id, token_id)
             for tool, arguments in EXAMPLES.items():
-                full = arguments if "query" in arguments or tool in {"list_documents", "put_document"} else None
+                properties = next(one for one in TOOLS if one.name == tool).declaration.input_schema["properties"]
+                named = {name: str(uuid4()) for name in ("document_id", "task_id") if name in properties}
                 with pytest.raises(MCPError) as refused:
-                    await client.call_tool(tool, full or {**arguments, "document_id": str(uuid4())})
+                    await client.call_tool(tool, {**arguments, **named})
                 assert (refused.value.code, refused.value.message) == (40100, "The token was revoked.")
 
 

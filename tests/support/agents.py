@@ -18,11 +18,11 @@ import anyio
 import httpx
 
 from a2a_server.app import create_app
-from a2a_server.feed import TASK_CHANNEL
 from rag.db.listener import listener
 from rag.identity.scopes import Audience
 from rag.runtime import open_runtime
 from rag.settings import Settings
+from rag.tasks.feed import TASK_CHANNEL
 from tests.support.servers import serving
 from tests.support.world import World
 from workflows.__main__ import worker_of
@@ -34,7 +34,7 @@ RPC_HEADERS = {"A2A-Version": "1.0"}
 
 
 @asynccontextmanager
-async def a2a_server(world: World, *, request_limit_per_minute: int = 60_000) -> AsyncGenerator[str]:
+async def a2a_server(world: World, *, request_limit_per_minute: int | None = 60_000) -> AsyncGenerator[str]:
     """Serve the world's tenants on a free port; yields the base URL."""
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))

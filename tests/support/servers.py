@@ -17,6 +17,7 @@ import uvicorn
 from mcp_server.app import create_app
 from rag.identity.scopes import Audience
 from rag.runtime import Runtime, open_runtime
+from rag.tasks.feed import TASK_CHANNEL
 from tests.support.world import World
 
 __all__ = ["McpServer", "mcp_server"]
@@ -34,7 +35,7 @@ class McpServer:
 
 
 @asynccontextmanager
-async def mcp_server(world: World, *, request_limit_per_minute: int = 60_000) -> AsyncGenerator[McpServer]:
+async def mcp_server(world: World, *, request_limit_per_minute: int | None = 60_000) -> AsyncGenerator[McpServer]:
     """Serve the world's tenants on a free port until the block ends."""
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
@@ -46,7 +47,7 @@ async def mcp_server(world: World, *, request_limit_per_minute: int = 60_000) ->
             request_limit_per_minute=request_limit_per_minute,
         )
         async with (
-            open_runtime(settings, audience=Audience.MCP, application="test-mcp") as runtime,
+            open_runtime(settings, audience=Audience.MCP, application="test-mcp", listens=[TASK_CHANNEL]) as runtime,
             serving(create_app(runtime), listening),
         ):
             yield McpServer(url=settings.mcp_url, base=f"http://127.0.0.1:{port}", runtime=runtime)

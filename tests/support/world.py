@@ -32,7 +32,7 @@ from rag.settings import Settings
 from rag.tenants.operator import Operator, Tenant
 from sql import bootstrap_script, migrations
 
-ALL_SCOPES = frozenset({Scope.CORPUS_READ, Scope.CORPUS_WRITE, Scope.TASKS_RUN})
+ALL_SCOPES = frozenset({Scope.CORPUS_READ, Scope.CORPUS_WRITE, Scope.TASKS_RUN, Scope.USAGE_READ})
 TEST_SERVER_SETTINGS = {"fsync": "off", "synchronous_commit": "on", "full_page_writes": "off"}
 """Durability against power loss is the one thing that tests do not need of a real server."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rag.limits.gcra import Rate, decide
+from rag.limits.gcra import Rate, decide, remaining
 
 EPOCH_US = 1_790_000_000_000_000
 """A date of our time: as seconds in a float it would be coarse."""
@@ -42,3 +42,25 @@ def test_no_stretch_of_time_lets_in_more_than_its_rate_and_one_burst(rate: Rate,
         for end_us, cost in let_in[first:]:
             units += cost
             assert units * rate.interval_us <= end_us - start_us + rate.burst * rate.interval_us
+
+
+@given(
+    rate=RATES,
+    slower=RATES,
+    calls=st.lists(st.tuples(st.integers(0, 120_000_000), st.integers(1, 400)), max_size=20),
+)
+def test_what_is_left_is_let_in_and_one_unit_more_is_not(
+    rate: Rate, slower: Rate, calls: list[tuple[int, int]]
+) -> None:
+    due_us, now_us = 0, EPOCH_US
+    for pause_us, cost in calls:
+        now_us += pause_us
+        _, due_us = decide(slower, due_us=due_us, now_us=now_us, cost=cost)
+    # whatever was owed at another rate, no more than a whole burst is owed at this one
+    _, asked_us = decide(rate, due_us=due_us, now_us=now_us, cost=0)
+    assert 0 <= asked_us - now_us <= rate.interval_us * rate.burst
+    left = remaining(rate, ahead_us=asked_us - now_us)
+    assert 0 <= left <= rate.burst
+    assert decide(rate, due_us=due_us, now_us=now_us, cost=left)[0] == 0
+    if left < rate.burst:
+        assert decide(rate, due_us=due_us, now_us=now_us, cost=left + 1)[0] > 0

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from rag.errors import Misconfigured
-from rag.settings import VARIABLES, Settings
+from rag.settings import SECRETS, VARIABLES, Settings
+
+EXTERNAL = {"BULKHEAD_EXTERNAL_ISSUER": "https://login.test", "BULKHEAD_JWKS_URL": "https://login.test/keys"}
 
 
 def test_an_empty_environment_gives_the_defaults() -> None:
@@ -36,6 +38,22 @@ def test_an_empty_environment_gives_the_defaults() -> None:
         ({"BULKHEAD_LLM_URL": "ftp://x", "BULKHEAD_LLM_MODEL": "m"}, "begins with http:// or https://"),
         ({"BULKHEAD_DATABASE_URL": "postgresql://x"}, "BULKHEAD_SEAL_KEYS_FILE"),
         ({"BULKHEAD_REDIS_URL_FILE": "/nowhere/at/all"}, "cannot be read"),
+        ({"BULKHEAD_JWKS_URL": "https://login.test/keys"}, "BULKHEAD_JWKS_URL needs BULKHEAD_EXTERNAL_ISSUER"),
+        ({"BULKHEAD_MCP_AUDIENCE": "mcp"}, "BULKHEAD_MCP_AUDIENCE needs BULKHEAD_EXTERNAL_ISSUER"),
+        ({"BULKHEAD_EXTERNAL_ISSUER": "https://login.test"}, "needs BULKHEAD_JWKS_URL"),
+        ({**EXTERNAL, "BULKHEAD_ISSUER": "https://login.test"}, "told apart"),
+        (
+            {**EXTERNAL, "BULKHEAD_EXTERNAL_ISSUER": "http://login.test"},
+            "BULKHEAD_EXTERNAL_ISSUER must begin with https",
+        ),
+        ({**EXTERNAL, "BULKHEAD_JWKS_URL": "http://login.test/keys"}, "BULKHEAD_JWKS_URL must begin with https"),
+        ({**EXTERNAL, "BULKHEAD_JWKS_URL": "http://127.0.0.1.evil.test/"}, "BULKHEAD_JWKS_URL must begin with https"),
+        ({**EXTERNAL, "BULKHEAD_JWKS_URL": "https://a:b@login.test/keys"}, "BULKHEAD_JWKS_URL must begin with https"),
+        ({**EXTERNAL, "BULKHEAD_JWKS_URL": "file:///etc/keys"}, "BULKHEAD_JWKS_URL must be a URL"),
+        ({**EXTERNAL, "BULKHEAD_MCP_AUDIENCE": "one", "BULKHEAD_A2A_AUDIENCE": "one"}, "must differ"),
+        ({**EXTERNAL, "BULKHEAD_JWKS_KEEP_SECONDS": "0"}, "BULKHEAD_JWKS_KEEP_SECONDS must be greater than 0"),
+        ({"BULKHEAD_ALLOWED_ORIGINS": "https://a.test https://b.test/"}, "https://b.test/ is not like"),
+        ({"BULKHEAD_ALLOWED_ORIGINS": "*"}, "is not like"),
         ({"BULKHEAD_REDIS_URL_FILE": "/x", "BULKHEAD_REDIS_URL": "redis://x"}, "not both"),
     ],
 )
@@ -52,6 +70,14 @@ def test_a_child_process_reads_the_same_settings(tmp_path: Path) -> None:
     assert (again.data_dir, again.lease_s, again.mcp_port) == (tmp_path, 2.5, 9000)
 
 
+def test_an_external_issuer_s_tokens_are_for_the_url_of_the_server_that_they_go_to() -> None:
+    settings = Settings.from_env({**EXTERNAL, "BULKHEAD_MCP_URL": "https://mcp.test/mcp", "BULKHEAD_A2A_AUDIENCE": "a"})
+    assert (settings.external_mcp_audience, settings.external_a2a_audience) == ("https://mcp.test/mcp", "a")
+    for loopback in ("http://localhost:9000/keys", "http://127.0.0.1/keys", "http://[::1]:1/keys"):
+        assert Settings.from_env({**EXTERNAL, "BULKHEAD_JWKS_URL": loopback}).jwks_url == loopback
+    assert Settings.from_env(settings.to_env()).jwks_url == settings.jwks_url
+
+
 def test_a_secret_may_come_as_a_file(tmp_path: Path) -> None:
     secret = tmp_path / "redis"
     secret.write_text("redis://there\n", encoding="utf-8")
@@ -62,3 +88,10 @@ def test_every_setting_is_documented_and_nothing_else_is() -> None:
     page = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text(encoding="utf-8")
     documented = set(re.findall(r"`((?:BULKHEAD|OTEL)_[A-Z0-9_]+)`", page))
     assert documented == set(VARIABLES)
+
+
+def test_no_secret_shows_when_settings_are_printed() -> None:
+    secrets = dict.fromkeys(SECRETS, "postgresql://app:hush@db/x") | {"BULKHEAD_REDIS_URL": "redis://:hush@redis"}
+    text = repr(Settings.from_env({**secrets, "BULKHEAD_SEAL_KEYS_FILE": "seal.json"}))
+    assert "hush" not in text
+    assert "seal.json" in text

@@ -10,11 +10,13 @@ from uuid import uuid4
 import pytest
 
 from rag.errors import Unauthenticated
+from rag.identity.claims import LEEWAY_S
 from rag.identity.keys import ensure_keys, load_public_keys, load_signing_key
 from rag.identity.scopes import Audience, Scope
-from rag.identity.tokens import LEEWAY_S, TokenIssuer, TokenVerifier
+from rag.identity.tokens import TokenIssuer, TokenVerifier
 from rag.identity.verified import REMEMBERED_S, VerifiedTokens
 
+pytestmark = pytest.mark.anyio
 NOW = 1_700_000_000.0
 
 
@@ -49,49 +51,49 @@ def token(issuer: TokenIssuer, *, lifetime_s: float = 600.0) -> str:
     )
 
 
-def test_a_token_is_verified_once_in_half_a_minute(tmp_path: Path, clock: Hands) -> None:
+async def test_a_token_is_verified_once_in_half_a_minute(tmp_path: Path, clock: Hands) -> None:
     issuer, verified = make(tmp_path, clock)
     one = token(issuer)
-    first = verified.verify(one)
+    first = await verified.verify(one)
     clock.now += REMEMBERED_S
-    assert verified.verify(one) is first
+    assert await verified.verify(one) is first
     clock.now += 1
-    again = verified.verify(one)
+    again = await verified.verify(one)
     assert again == first
     assert again is not first
     clock.now -= 20  # set back: nothing is taken on trust from the future
-    assert verified.verify(one) is not again
+    assert await verified.verify(one) is not again
 
 
-def test_a_token_ends_in_time_though_it_is_remembered(tmp_path: Path, clock: Hands) -> None:
+async def test_a_token_ends_in_time_though_it_is_remembered(tmp_path: Path, clock: Hands) -> None:
     issuer, verified = make(tmp_path, clock)
     short = token(issuer, lifetime_s=5)
-    verified.verify(short)
+    await verified.verify(short)
     clock.now += 5 + LEEWAY_S
     with pytest.raises(Unauthenticated):
-        verified.verify(short)
+        await verified.verify(short)
 
 
-def test_another_payload_under_a_remembered_signature_is_refused(tmp_path: Path, clock: Hands) -> None:
+async def test_another_payload_under_a_remembered_signature_is_refused(tmp_path: Path, clock: Hands) -> None:
     issuer, verified = make(tmp_path, clock)
     one = token(issuer)
-    verified.verify(one)
+    await verified.verify(one)
     header, payload, signature = one.split(".")
     claims = json.loads(base64.urlsafe_b64decode(payload + "=="))
     forged = base64.urlsafe_b64encode(json.dumps({**claims, "tenant_id": str(uuid4())}).encode()).decode().rstrip("=")
     for _ in range(2):
         with pytest.raises(Unauthenticated):
-            verified.verify(f"{header}.{forged}.{signature}")
+            await verified.verify(f"{header}.{forged}.{signature}")
     with pytest.raises(Unauthenticated):
-        verified.verify(one + " \udc00")
+        await verified.verify(one + " \udc00")
 
 
-def test_the_memory_is_bounded_and_forgets_what_was_not_used_longest(tmp_path: Path, clock: Hands) -> None:
+async def test_the_memory_is_bounded_and_forgets_what_was_not_used_longest(tmp_path: Path, clock: Hands) -> None:
     issuer, verified = make(tmp_path, clock, max_tokens=2)
     tokens = [token(issuer) for _ in range(3)]
-    first = verified.verify(tokens[0])
-    second = verified.verify(tokens[1])
-    assert verified.verify(tokens[0]) is first
-    verified.verify(tokens[2])
-    assert verified.verify(tokens[0]) is first
-    assert verified.verify(tokens[1]) is not second
+    first = await verified.verify(tokens[0])
+    second = await verified.verify(tokens[1])
+    assert await verified.verify(tokens[0]) is first
+    await verified.verify(tokens[2])
+    assert await verified.verify(tokens[0]) is first
+    assert await verified.verify(tokens[1]) is not second

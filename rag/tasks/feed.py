@@ -1,6 +1,6 @@
 """A task's events as they happen: read from the log, woken by NOTIFY, the same on every replica.
 
-Above: the handler. Below: `rag.tasks.store`, `rag.db.listener`. A slow reader falls behind and loses nothing; a lost
+Above: both faces. Below: `store`, `rag.db.listener`. A slow reader falls behind and loses nothing; a lost
 wake-up costs LONGEST_WAIT_S at most.
 """
 

@@ -1,0 +1,72 @@
+"""Answers to tools/list and tools/call.
+
+Above: `mcp_server.calls`. Below: the tools, `call`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import mcp_types as types
+from mcp.shared.exceptions import MCPError
+
+from mcp_server.call import Done, Operation, answer
+from mcp_server.errors import as_result, refusal
+from mcp_server.requests import MAX_SHOWN_NAME, Context, call_of, count_unknown, refuse_cursor
+from mcp_server.tools import TOOLS, find_tool
+from mcp_server.tools.tool import Output
+from rag.errors import BulkheadError
+from rag.runtime import Runtime
+
+__all__ = ["call_tool", "list_tools"]
+
+_LIST = Operation(method="tools/list", scope=None)
+
+
+async def list_tools(
+    runtime: Runtime, ctx: Context, params: types.PaginatedRequestParams | None
+) -> types.ListToolsResult:
+    """List the tools that the caller's scopes cover."""
+    refuse_cursor(params, "tools")
+    call = call_of(runtime, ctx)
+
+    async def listed() -> Done[types.ListToolsResult]:
+        tools = [tool.declaration for tool in TOOLS if tool.scope in call.principal.scopes]
+        return Done(value=types.ListToolsResult(tools=tools))
+
+    try:
+        return await answer(call, _LIST, listed)
+    except BulkheadError as exc:
+        raise refusal(exc) from exc
+
+
+async def call_tool(runtime: Runtime, ctx: Context, params: types.CallToolRequestParams) -> types.CallToolResult:
+    """Run one tool; what a model can mend is a result."""
+    call = call_of(runtime, ctx)
+    tool = find_tool(params.name)
+    if tool is None:
+        await count_unknown(call, "tools/call")
+        raise MCPError(types.INVALID_PARAMS, f"Unknown tool: {params.name[:MAX_SHOWN_NAME]}")
+
+    async def called() -> Done[types.CallToolResult]:
+        output = await tool.call(call, params.arguments or {})
+        return Done(value=_result(output), documents=output.documents_used())
+
+    try:
+        return await answer(call, dataclasses.replace(tool.operation, query=_query(params.arguments)), called)
+    except BulkheadError as exc:
+        return as_result(exc)
+
+
+def _query(arguments: dict[str, Any] | None) -> str | None:
+    query = (arguments or {}).get("query")
+    return query if isinstance(query, str) else None
+
+
+def _result(output: Output) -> types.CallToolResult:
+    # the JSON text beside the structure is for clients older than structured content (MCP, server/tools)
+    return types.CallToolResult(
+        content=[types.TextContent(text=output.model_dump_json())],
+        structured_content=output.model_dump(mode="json"),
+    )

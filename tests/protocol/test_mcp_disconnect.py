@@ -1,0 +1,129 @@
+"""A client that goes away in the middle of a search leaves nothing running in the database."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import anyio
+import asyncpg
+import httpx2
+import orjson
+import pytest
+
+from rag.identity.scopes import Audience
+from tests.support.servers import McpServer, mcp_server
+from tests.support.world import World
+
+pytestmark = pytest.mark.anyio
+BOUND_S = 10.0
+"""Below the statement's own limit of 15 s: what ends within this was cancelled."""
+META = {"io.modelcontextprotocol/protocolVersion": "2026-07-28", "io.modelcontextprotocol/clientCapabilities": {}}
+RUNNING = """
+select count(*) from pg_stat_activity
+where datname = current_database() and application_name = 'test-mcp'
+    and (state = 'active' or wait_event_type = 'Lock')
+"""
+"""A statement that waits while it is planned is not `active` yet."""
+
+
+@asynccontextmanager
+async def locked(world: World) -> AsyncGenerator[asyncpg.Connection]:
+    """Keep every reader of documents waiting until the block ends; yield a connection that may look on.
+
+    Another one than the lock's: within one transaction pg_stat_activity never changes.
+    """
+    locker, observer = await asyncpg.connect(world.superuser_url), await asyncpg.connect(world.superuser_url)
+    try:
+        async with locker.transaction():
+            await locker.execute("lock table rag.document in access exclusive mode")
+            yield observer
+    finally:
+        await locker.close()
+        await observer.close()
+
+
+async def statements(connection: asyncpg.Connection, wanted: int) -> None:
+    """Return once so many statements of the server run."""
+    with anyio.fail_after(BOUND_S):
+        while await connection.fetchval(RUNNING) != wanted:  # noqa: ASYNC110  # the database tells nobody
+            await anyio.sleep(0.02)
+
+
+def search(wire: str, meta: dict[str, Any], *, query: str = "fraud") -> tuple[bytes, dict[str, str]]:
+    """Return a search as a raw request of one revision."""
+    params: dict[str, Any] = {"name": "hybrid_search", "arguments": {"query": query, "mode": "keyword"}}
+    headers = {
+        "accept": "application/json, text/event-stream",
+        "content-type": "application/json",
+        "mcp-protocol-version": wire,
+    }
+    if wire == "2026-07-28":
+        headers |= {"mcp-method": "tools/call", "mcp-name": "hybrid_search"}
+        meta = {**META, **meta}
+    if meta:
+        params["_meta"] = meta
+    return orjson.dumps({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params}), headers
+
+
+async def ask(server: McpServer, token: str, body: bytes, headers: dict[str, str]) -> httpx2.Response:
+    """Send a request over a connection of its own."""
+    authorized = {"authorization": f"Bearer {token}", **headers}
+    async with httpx2.AsyncClient(timeout=4 * BOUND_S) as http:
+        return await http.post(server.url, content=body, headers=authorized)
+
+
+@pytest.mark.parametrize("wire", ["2025-11-25", "2026-07-28"])
+@pytest.mark.parametrize("meta", [{}, {"progressToken": 1}], ids=["plain", "with progress"])
+async def test_a_search_whose_client_left_is_cancelled_down_to_its_statement(
+    world: World, wire: str, meta: dict[str, Any]
+) -> None:
+    token = world.token(await world.tenant("acme"), audience=Audience.MCP)
+    body, headers = search(wire, meta)
+    async with mcp_server(world) as server:
+        async with locked(world) as observer:
+            async with anyio.create_task_group() as clients:
+                clients.start_soon(ask, server, token, body, headers)
+                await statements(observer, 1)
+                clients.cancel_scope.cancel()
+            await statements(observer, 0)
+        # the connection went back whole
+        response = await ask(server, token, *search(wire, {}))
+        assert orjson.loads(response.content)["result"]["structuredContent"]["hits"] == []
+
+
+async def test_a_crowd_that_left_leaves_the_pool_as_it_was(world: World) -> None:
+    token = world.token(await world.tenant("acme"), audience=Audience.MCP)
+    async with mcp_server(world) as server:
+        async with locked(world) as observer:
+            async with anyio.create_task_group() as clients:
+                for number in range(30):
+                    clients.start_soon(ask, server, token, *search("2026-07-28", {}, query=f"fraud {number}"))
+                await statements(observer, world.settings.pool_size)
+                clients.cancel_scope.cancel()
+            await statements(observer, 0)
+        for _ in range(world.settings.pool_size + 1):
+            assert (await ask(server, token, *search("2026-07-28", {}))).status_code == 200
+
+
+async def test_a_write_of_an_older_client_goes_on_without_it(world: World) -> None:
+    token = world.token(await world.tenant("acme"), audience=Audience.MCP)
+    _, headers = search("2025-11-25", {})
+    put = {
+        "name": "put_document",
+        "arguments": {"source": "log.txt", "title": "Log", "text": "All hands to the pumps."},
+    }
+    body = orjson.dumps({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": put})
+    async with mcp_server(world) as server:
+        async with locked(world) as observer:
+            async with anyio.create_task_group() as clients:
+                clients.start_soon(ask, server, token, body, headers)
+                await statements(observer, 1)
+                clients.cancel_scope.cancel()
+            await statements(observer, 1)
+        with anyio.fail_after(BOUND_S):
+            while True:
+                response = await ask(server, token, *search("2025-11-25", {}, query="pumps"))
+                if orjson.loads(response.content)["result"]["structuredContent"]["hits"]:
+                    return
