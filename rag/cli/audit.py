@@ -19,13 +19,12 @@ from uuid import UUID
 
 import anyio
 import click
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from rag.audit.chain import Anchor, Record, as_dict, parse_anchor
 from rag.audit.reader import PAGE, AuditReader, Chain, Verdict
-from rag.cli.common import ERRORS, as_json, json_option, operator, print_json, settings_of
+from rag.cli.common import ERRORS, as_json, json_option, operator, print_json, results, settings_of
 from rag.errors import InvalidInput, NotFound
 from rag.installation import installation
 from rag.settings import Settings
@@ -139,7 +138,7 @@ def tail(context: click.Context, reference: str, wanted: int, as_json: bool) -> 
         if record.actor is not None:
             shown["subject"] = f"{record.subject} by {record.actor}"
         table.add_row(str(record.seq), *(escape(str(shown[name])) for name in COLUMNS))
-    Console().print(table)
+    results().print(table)
 
 
 async def _verify(settings: Settings, reference: str | None, expected: Anchor | None) -> list[Verdict]:

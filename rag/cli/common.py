@@ -44,6 +44,7 @@ __all__ = [
     "operator",
     "print_json",
     "reporting_errors",
+    "results",
     "settings_of",
 ]
 
@@ -52,6 +53,8 @@ R = TypeVar("R")
 
 ERRORS = Console(stderr=True, highlight=False)
 """Progress and complaints; standard output is for results."""
+PIPE_WIDTH = 160
+"""Columns of a table that no terminal shows: wide enough for a row to stay a line."""
 CLI_TOKEN_LIFETIME_S = 3600.0
 
 
@@ -66,6 +69,11 @@ class _Weight(click.FloatRange):
 
 
 WEIGHT = _Weight(0)
+
+
+def results() -> Console:
+    """Return where a command prints what it was asked for, in the width of the terminal if there is one."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
 
 
 def settings_of(context: click.Context) -> Settings:

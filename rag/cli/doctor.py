@@ -13,11 +13,10 @@ import click
 import httpx
 import redis.asyncio
 from redis.exceptions import RedisError
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from rag.cli.common import json_option, operator, print_json, settings_of
+from rag.cli.common import json_option, operator, print_json, results, settings_of
 from rag.db.embedded import embedded_postgres
 from rag.db.gates import check_role
 from rag.db.migrate import pending_migrations
@@ -284,4 +283,4 @@ def _show(findings: list[Finding]) -> None:
     for finding in findings:
         advice = finding.advice if finding.verdict is Verdict.FAILED else ""
         table.add_row(marks[finding.verdict], finding.name, escape(finding.seen), escape(advice))
-    Console().print(table)
+    results().print(table)

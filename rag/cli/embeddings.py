@@ -10,11 +10,10 @@ from uuid import UUID
 
 import anyio
 import click
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from rag.cli.common import ERRORS, json_option, operator, print_json, settings_of
+from rag.cli.common import ERRORS, json_option, operator, print_json, results, settings_of
 from rag.db.pool import Database
 from rag.errors import Conflict, InvalidInput, Unavailable
 from rag.installation import installation
@@ -53,7 +52,7 @@ def models(context: click.Context, as_json: bool) -> None:
     for one in known:
         where = served.get((one.name, one.dimension), "not configured here")
         table.add_row(escape(one.name), str(one.dimension), str(one.tenants), str(one.changing), escape(where))
-    Console().print(table)
+    results().print(table)
 
 
 @embeddings.command("status")
@@ -199,7 +198,7 @@ def _show(found: list[ModelStatus]) -> None:
         table.add_row(
             escape(one.tenant), one.state, str(one.chunks), _fill(one.active, one), _fill(one.next, one), note
         )
-    Console().print(table)
+    results().print(table)
 
 
 def _fill(fill: Fill | None, one: ModelStatus) -> str:

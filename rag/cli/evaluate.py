@@ -25,7 +25,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from rag.cli.common import ERRORS, interruptible, json_option, operator, print_json, settings_of
+from rag.cli.common import ERRORS, interruptible, json_option, operator, print_json, results, settings_of
 from rag.evaluation.collection import Collection, read_collection
 from rag.evaluation.job import Job, Outcome, run_job
 from rag.evaluation.load import Progress as Report
@@ -161,7 +161,7 @@ def _write(path: Path, result: dict[str, Any]) -> None:
 
 
 def _show(collection: Collection, outcome: Outcome, path: Path) -> None:
-    console = Console(highlight=False)
+    console = results()
     report: Any = outcome.report
     documents = report["documents"]["stored"]
     table = Table(

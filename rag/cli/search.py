@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
 
-from rag.cli.common import WEIGHT, Caller, caller_options, caller_token, json_option, print_json, settings_of
+from rag.cli.common import WEIGHT, Caller, caller_options, caller_token, json_option, print_json, results, settings_of
 from rag.clients.mcp import mcp_client
 from rag.errors import InvalidInput
 from rag.identity.scopes import Audience, Scope
@@ -98,7 +98,7 @@ def search(
     if as_json:
         print_json(result)
         return
-    console = Console()
+    console = results()
     show(result, console, explain=explain)
     if explain:
         report = result["report"]

@@ -9,11 +9,10 @@ from uuid import UUID
 
 import anyio
 import click
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
-from rag.cli.common import WEIGHT, json_option, login_name, operator, print_json, settings_of
+from rag.cli.common import WEIGHT, json_option, login_name, operator, print_json, results, settings_of
 from rag.db.maintenance import MaintenanceSession, open_maintenance
 from rag.errors import InvalidInput, Misconfigured
 from rag.identity.scopes import Audience, Scope
@@ -27,7 +26,7 @@ from rag.tenants.operator import Tenant, Tier
 __all__ = ["tenant", "token"]
 
 DEFAULT_SCOPES = {
-    Audience.MCP: (Scope.CORPUS_READ, Scope.CORPUS_WRITE),
+    Audience.MCP: (Scope.CORPUS_READ, Scope.CORPUS_WRITE, Scope.TASKS_RUN, Scope.USAGE_READ),
     Audience.A2A: (Scope.TASKS_RUN, Scope.CORPUS_READ),
 }
 """A task reads the corpus for its caller, so its caller needs that right too."""
@@ -70,7 +69,7 @@ def list_(context: click.Context, as_json: bool) -> None:
     table = Table("name", whole, "tier", "language", "created", box=None, padding=(0, 2, 0, 0))
     for one in tenants:
         table.add_row(escape(one.name), str(one.tenant_id), one.tier, one.language, f"{one.created_at:%Y-%m-%d}")
-    Console().print(table)
+    results().print(table)
 
 
 @tenant.command("tiers")
@@ -88,7 +87,7 @@ def tiers(context: click.Context, as_json: bool) -> None:
         for whose, allowed in (("tenant", one.tenant), ("user", one.user)):
             numbers = (allowed.per_minute, allowed.burst, allowed.concurrency)
             table.add_row(one.name if whose == "tenant" else "", whose, *(f"{number}" for number in numbers))
-    Console().print(table)
+    results().print(table)
 
 
 @tenant.command("tier")
@@ -164,7 +163,7 @@ def set_(
     "scopes",
     multiple=True,
     type=click.Choice([scope.value for scope in Scope]),
-    help="What it allows; may be repeated. Default: to read and write documents (mcp-server), to run tasks on them "
+    help="What it allows; may be repeated. Default: to use every tool (mcp-server), to run tasks on documents "
     "(a2a-server).",
 )
 @click.option("--group", "groups", multiple=True, help="A group of the user; may be repeated.")
