@@ -12,6 +12,7 @@ from a2a_server.app import create_app
 from rag.db.listener import Wakeups, listener
 from rag.identity.scopes import Audience
 from rag.runtime import open_runtime, run_process
+from rag.serving import BoundedHttp
 from rag.settings import Settings
 from rag.tasks.feed import TASK_CHANNEL
 
@@ -41,7 +42,7 @@ async def _serve(settings: Settings) -> None:
             host=settings.a2a_host,
             port=settings.a2a_port,
             loop="none",
-            http="httptools",
+            http=BoundedHttp,
             ws="none",
             lifespan="off",
             log_config=None,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import signal
 import socket
 import sys
+from collections.abc import AsyncIterator
 
 import anyio
 import uvicorn
@@ -15,14 +16,15 @@ import uvicorn
 from mcp_server.app import create_app
 from mcp_server.workers import run_workers, until_orphaned
 from rag.identity.scopes import Audience
-from rag.runtime import open_runtime, run_process
+from rag.runtime import Runtime, open_runtime, run_process
+from rag.serving import BoundedHttp
 from rag.settings import Settings
 from rag.tasks.feed import TASK_CHANNEL
 
 __all__ = ["main"]
 
 SHUTDOWN_S = 5
-"""Requests in flight may take this long to end after SIGTERM."""
+"""Requests in flight may take this long to end after SIGTERM; who waits for a task is answered at once."""
 KEEP_ALIVE_S = 75
 """Longer than a load balancer's usual minute, so that it is the one to close an idle connection."""
 
@@ -67,7 +69,7 @@ async def _serve(settings: Settings, listening: socket.socket | None) -> None:
             host=settings.mcp_host,
             port=settings.mcp_port,
             loop="none",
-            http="httptools",
+            http=BoundedHttp,
             ws="none",
             lifespan="on",
             log_config=None,
@@ -81,8 +83,17 @@ async def _serve(settings: Settings, listening: socket.socket | None) -> None:
         )
         # uvicorn raises the signal again once it has stopped: with a receiver open that is harmless, and what is open
         # here is closed in order
-        with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT):
-            await uvicorn.Server(config).serve(sockets=None if listening is None else [listening])
+        with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(_stop_on_signal, signals, runtime)
+                await uvicorn.Server(config).serve(sockets=None if listening is None else [listening])
+                tasks.cancel_scope.cancel()
+
+
+async def _stop_on_signal(signals: AsyncIterator[signal.Signals], runtime: Runtime) -> None:
+    async for _ in signals:
+        runtime.stopping.set()
+        runtime.wakeups.wake_all()
 
 
 if __name__ == "__main__":

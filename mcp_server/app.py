@@ -8,7 +8,6 @@ Above: `__main__` and the tests' servers. Below: `auth`, `calls`, the SDK's tran
 
 from __future__ import annotations
 
-import logging
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -23,7 +22,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from mcp_server.auth import BearerAuth, Challenge, Scopes
+from mcp_server.auth import PRINCIPAL, BearerAuth, Challenge, Scopes
 from mcp_server.body import ReadBody
 from mcp_server.calls import build_server
 from mcp_server.cors import Cors, Origins
@@ -37,7 +36,6 @@ from rag.settings import Settings
 
 __all__ = ["MAX_BODY_BYTES", "create_app"]
 
-_log = logging.getLogger(__name__)
 MAX_BODY_BYTES = 16 * 2**20
 """The longest document (rag.corpus.text.MAX_TEXT_CHARS) in any script, with its JSON around it."""
 METADATA_PATH = "/.well-known/oauth-protected-resource"
@@ -65,7 +63,7 @@ def create_app(runtime: Runtime, *, server: Server[dict[str, Any]] | None = None
     challenge = Challenge(metadata_url=f"{resource.scheme}://{resource.netloc}{METADATA_PATH}{resource.path}")
     lane = Lane(manager.handle_request, server=server, security=security)
     scopes = Scopes(lane, challenge=challenge, find=find_operation, audit=runtime.audit)
-    body = ReadBody(scopes, max_bytes=MAX_BODY_BYTES)
+    body = ReadBody(scopes, max_bytes=MAX_BODY_BYTES, tenant_of=lambda scope: scope[PRINCIPAL].tenant_id)
     endpoint = BearerAuth(body, verifier=runtime.verifier, challenge=challenge)
 
     @asynccontextmanager
@@ -104,8 +102,11 @@ def create_app(runtime: Runtime, *, server: Server[dict[str, Any]] | None = None
         Route(METADATA_PATH, metadata),
         Route(METADATA_PATH + path, metadata),
     ]
+    served = Starlette(routes=routes, lifespan=lifespan)
+    # a redirect says http:// behind a proxy that ends TLS, and would carry a token over it
+    served.router.redirect_slashes = False
     cors = Cors(
-        Starlette(routes=routes, lifespan=lifespan),
+        served,
         endpoint=path,
         public={METADATA_PATH, METADATA_PATH + path},
         origins=Origins(allowed=frozenset(security.allowed_origins)),

@@ -11,13 +11,12 @@ from dataclasses import dataclass
 import mcp_types as types
 from mcp.shared.exceptions import MCPError
 
-from mcp_server.call import Done, Operation, answer
-from mcp_server.errors import refusal
+from mcp_server.call import Done, Operation
 from mcp_server.prompts import find_prompt
-from mcp_server.requests import Context, call_of, count_unknown
+from mcp_server.requests import Context, answer_or_refuse, call_of, count_unknown
 from mcp_server.resources import find_template
 from mcp_server.suggestions import Completer
-from rag.errors import BulkheadError, InvalidInput
+from rag.errors import InvalidInput
 from rag.identity.scopes import Scope
 from rag.runtime import Runtime
 
@@ -55,10 +54,7 @@ async def complete(runtime: Runtime, ctx: Context, params: types.CompleteRequest
         return Done(value=types.CompleteResult(completion=completion), documents=found.documents)
 
     operation = Operation(method=METHOD, target=wanted.name, scope=wanted.scope, query=params.argument.value or None)
-    try:
-        return await answer(call, operation, completed)
-    except BulkheadError as exc:
-        raise refusal(exc) from exc
+    return await answer_or_refuse(call, operation, completed)
 
 
 def _completable(ref: types.PromptReference | types.ResourceTemplateReference) -> _Completable | None:

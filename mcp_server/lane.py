@@ -73,6 +73,8 @@ PATIENCE_S: Final = 0.05
 LONGEST_S: Final = 60.0
 """Calls that may take longer need signs of life: proxies close a connection after a minute of silence (nginx)."""
 _MEMBERS: Final = frozenset({"jsonrpc", "id", "method", "params"})
+_MAX_ID: Final = 2**63 - 1
+"""Of what orjson writes."""
 _PARAM_HEADER: Final = b"mcp-param-"
 _ROUTING_HEADERS: Final = {
     name.encode(): name for name in (MCP_PROTOCOL_VERSION_HEADER, MCP_METHOD_HEADER, MCP_NAME_HEADER)
@@ -179,6 +181,7 @@ class Lane:
         if (
             method not in LANE_METHODS
             or isinstance(request_id, bool)
+            or (isinstance(request_id, int) and abs(request_id) > _MAX_ID)
             or not message.keys() <= _MEMBERS
             or not isinstance(params, dict)
             or _asks_for_stream(cast("dict[str, Any]", params))
@@ -249,15 +252,19 @@ def _connection(headers: Mapping[bytes, bytes], message: dict[str, Any]) -> Conn
 
 
 def _malformed(headers: Mapping[bytes, bytes], message: dict[str, Any]) -> Response | None:
-    """Refuse what is no JSON-RPC message, where the transport would quote its validator: before 2026."""
+    """Refuse what is no JSON-RPC message, where the transport would quote its validator: before 2026.
+
+    Or would take a request whose id is none, such as null, for a notification and never answer it.
+    """
     version = headers.get(b"mcp-protocol-version")
     if version is not None and version.decode("latin-1") not in _LEGACY:
         return None
     try:
         jsonrpc_message_adapter.validate_python(message, by_name=False)
+        sound = "method" not in message or type(message.get("id", 0)) in (str, int)
     except ValidationError:
-        return refused(400, INVALID_REQUEST, "the body is not a JSON-RPC 2.0 message")
-    return None
+        sound = False
+    return None if sound else refused(400, INVALID_REQUEST, "the body is not a JSON-RPC 2.0 message")
 
 
 async def _while_connected(receive: Receive, work: Awaitable[tuple[int, bytes]]) -> tuple[int, bytes] | None:

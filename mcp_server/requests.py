@@ -5,7 +5,8 @@ Above: `calls` and the handlers of tools, resources, prompts and completions. Be
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
 
 import mcp_types as types
 from mcp.server.context import ServerRequestContext
@@ -19,10 +20,11 @@ from rag.errors import BulkheadError, NotFound, Unauthenticated
 from rag.identity.principal import Principal
 from rag.runtime import Runtime
 
-__all__ = ["MAX_SHOWN_NAME", "Context", "call_of", "count_unknown", "refuse_cursor"]
+__all__ = ["MAX_SHOWN_NAME", "Context", "answer_or_refuse", "call_of", "count_unknown", "refuse_cursor"]
 
 Context = ServerRequestContext[dict[str, Any], Any]
 MAX_SHOWN_NAME = 64
+T = TypeVar("T")
 
 
 def call_of(runtime: Runtime, ctx: Context) -> Call:
@@ -37,6 +39,18 @@ def call_of(runtime: Runtime, ctx: Context) -> Call:
     if not isinstance(principal, Principal):
         raise refusal(Unauthenticated())
     return Call(runtime=runtime, principal=principal, progress=ctx.session.report_progress)
+
+
+async def answer_or_refuse(call: Call, operation: Operation, work: Callable[[], Awaitable[Done[T]]]) -> T:
+    """Return what `answer` does.
+
+    Raises:
+        MCPError: Whatever went wrong, in the form that the wire has for it.
+    """
+    try:
+        return await answer(call, operation, work)
+    except BulkheadError as exc:
+        raise refusal(exc) from exc
 
 
 def refuse_cursor(params: types.PaginatedRequestParams | None, what: str) -> None:

@@ -19,6 +19,8 @@ import anyio
 import anyio.abc
 
 from rag.errors import Misconfigured, Unavailable
+from rag.identity.scopes import Audience
+from rag.runtime import open_runtime
 from rag.settings import Settings
 
 __all__ = ["listening_socket", "run_workers", "until_orphaned"]
@@ -26,7 +28,13 @@ __all__ = ["listening_socket", "run_workers", "until_orphaned"]
 _log = logging.getLogger(__name__)
 BACKLOG = 2048
 MAX_RESTARTS = 5
-"""Of one worker, whenever they fall: what keeps dying is for whoever watches this process to see."""
+"""Of one worker in a row: what keeps dying is for whoever watches this process to see."""
+STEADY_S = 60.0
+"""A worker that lived so long has not been dying in a row."""
+FIRST_PAUSE_S = 0.25
+"""Before a worker is started again, doubled each time: with five a database has some eight seconds to come back."""
+REFUSED = 1
+"""Status of a process that refuses to start: with the same settings it would again."""
 STOP_BOUND_S = 7.0
 """A worker ends within five seconds of SIGTERM."""
 
@@ -54,9 +62,12 @@ async def run_workers(settings: Settings) -> None:
     """Keep `settings.mcp_workers` workers running until SIGTERM or SIGINT, or until one keeps dying.
 
     Raises:
-        Misconfigured: The address cannot be had.
-        Unavailable: A worker keeps ending.
+        Misconfigured: The address cannot be had, or as `open_runtime`.
+        Unavailable: A worker refuses to start or keeps ending, or the database is not reachable.
     """
+    # what each of them would say, said once
+    async with open_runtime(settings, audience=Audience.MCP, application="bulkhead-mcp", embeds=False):
+        pass
     children: dict[int, anyio.abc.Process] = {}
     with listening_socket(settings) as listening:
         try:
@@ -80,7 +91,9 @@ async def until_orphaned() -> None:
 
 
 async def _keep(number: int, descriptor: int, children: dict[int, anyio.abc.Process]) -> None:
-    for _ in range(MAX_RESTARTS + 1):
+    falls = 0
+    while falls <= MAX_RESTARTS:
+        began = anyio.current_time()
         child = await anyio.open_process(
             [sys.executable, "-m", "mcp_server", "--fd", str(descriptor)],
             stdin=subprocess.PIPE,
@@ -93,6 +106,11 @@ async def _keep(number: int, descriptor: int, children: dict[int, anyio.abc.Proc
         children[number] = child
         status = await child.wait()
         _log.error("worker %d ended with status %d", number, status)
+        lived_s = anyio.current_time() - began
+        if status == REFUSED and falls == 0 and lived_s < STEADY_S:
+            raise Unavailable(f"worker {number} of the MCP server refuses to start; its log says why")
+        falls = 1 if lived_s > STEADY_S else falls + 1
+        await anyio.sleep(FIRST_PAUSE_S * 2 ** (falls - 1))
     raise Unavailable(f"worker {number} of the MCP server keeps ending; its log says why")
 
 

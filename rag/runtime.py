@@ -70,6 +70,8 @@ class Runtime:
     clock: Clock
     wakeups: Wakeups
     """Of the channels that the process asked to listen to; without any nobody is woken."""
+    stopping: anyio.Event = field(default_factory=anyio.Event)
+    """Set, and everybody woken, when the process is told to end: whoever waits answers with what there is."""
 
 
 def first_of_ours(exc: BaseException) -> BulkheadError | None:
@@ -136,15 +138,22 @@ async def open_runtime(
         await check_role(database, claims=claims)
         embedders = await _embedders(stack, database, settings, embeds=embeds)
         per_minute = settings.request_limit_per_minute
+        share = settings.mcp_workers if audience is Audience.MCP else 1
         tiers = TierCache(database) if per_minute is None else one_rate(per_minute)
-        limiter = await stack.enter_async_context(open_limiter(settings, tiers))
-        audit = await stack.enter_async_context(
-            open_audit(
-                database,
-                keys=keys,
-                connections=max(1, settings.pool_size // 2),
-                all_durable=settings.audit_durability == "all",
+        limiter = await stack.enter_async_context(open_limiter(settings, tiers, share=share))
+        # connections of its own: an answer must not wait for its entry until somebody's slow statement has ended
+        writers = max(1, settings.pool_size // 2)
+        pen = await stack.enter_async_context(
+            open_database(
+                settings.database_url,
+                sealer=database.sealer,
+                pool_size=writers,
+                application=f"{application}-audit",
+                one_statement=True,
             )
+        )
+        audit = await stack.enter_async_context(
+            open_audit(pen, keys=keys, connections=writers, all_durable=settings.audit_durability == "all")
         )
         verifier = TokenVerifier(
             keys=public_keys,

@@ -157,7 +157,7 @@ class Settings:
     log_level: str = "INFO"
     """BULKHEAD_LOG_LEVEL: of our own loggers; libraries speak from WARNING on, whatever it is."""
     otlp_endpoint: str | None = None
-    """OTEL_EXPORTER_OTLP_ENDPOINT: base URL of an OTLP/HTTP collector. Unset: spans are not exported."""
+    """OTEL_EXPORTER_OTLP_ENDPOINT: base URL of an OTLP/HTTP collector. Unset: no spans and metrics are exported."""
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> Settings:

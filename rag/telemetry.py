@@ -1,4 +1,4 @@
-"""Traces and logs, set up once per process (ADR: spans go out by OTLP/HTTP only where an endpoint is configured).
+"""Traces, metrics and logs, set up once per process; spans and metrics go out by OTLP/HTTP where an endpoint is set.
 
 Ground floor, below identity. Span attributes and log fields name tenants and tasks by id and never hold document text,
 a token or a key: what is logged here is what an operator may read.
@@ -12,11 +12,15 @@ from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
+from uuid import uuid4
 
 import orjson
 from opentelemetry import context as otel_context
-from opentelemetry import propagate, trace
+from opentelemetry import metrics, propagate, trace
+from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import MetricReader, PeriodicExportingMetricReader
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
@@ -27,12 +31,15 @@ __all__ = ["carried_from", "carrier", "log_fields", "telemetry"]
 
 OURS = ("mcp_server", "a2a_server", "workflows", "rag", "uvicorn.error")
 """The loggers that BULKHEAD_LOG_LEVEL is about: what they say is ours to answer for (uvicorn's: that it listens)."""
+METRICS_EVERY_S = 15.0
+EXPORT_S = 2.0
+"""A collector that does not answer must not hold up the end of a process, which exports once more."""
 _FIELDS: ContextVar[Mapping[str, str]] = ContextVar("bulkhead_log_fields", default={})  # noqa: B039  # never mutated
 
 
 @contextmanager
 def telemetry(settings: Settings, *, service: str) -> Generator[None]:
-    """Log JSON lines to stderr and, with an endpoint configured, export spans; flushed when the block ends."""
+    """Log JSON lines to stderr and, with an endpoint configured, export spans and metrics; flushed at the end."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_JsonLines(service))
     root = logging.getLogger()
@@ -44,15 +51,25 @@ def telemetry(settings: Settings, *, service: str) -> Generator[None]:
         logging.getLogger(name).setLevel(level)
     logging.getLogger("a2a").setLevel(logging.CRITICAL)  # quotes a request's parameters at ERROR
     # also without an exporter: the ids of a trace in every process's log are what joins them
-    provider = TracerProvider(resource=Resource.create({"service.name": service, "service.namespace": "bulkhead"}))
+    resource = Resource.create(
+        {"service.name": service, "service.namespace": "bulkhead", "service.instance.id": str(uuid4())}
+    )
+    traces = TracerProvider(resource=resource)
+    readers: list[MetricReader] = []
     if settings.otlp_endpoint is not None:
-        exporter = OTLPSpanExporter(endpoint=settings.otlp_endpoint.rstrip("/") + "/v1/traces")
-        provider.add_span_processor(BatchSpanProcessor(exporter, schedule_delay_millis=500))
-    trace.set_tracer_provider(provider)
+        endpoint = settings.otlp_endpoint.rstrip("/")
+        spans_to = OTLPSpanExporter(endpoint=f"{endpoint}/v1/traces")
+        traces.add_span_processor(BatchSpanProcessor(spans_to, schedule_delay_millis=500))
+        metrics_to = OTLPMetricExporter(endpoint=f"{endpoint}/v1/metrics", timeout=EXPORT_S)
+        readers.append(PeriodicExportingMetricReader(metrics_to, export_interval_millis=METRICS_EVERY_S * 1000))
+    meters = MeterProvider(readers, resource=resource)
+    trace.set_tracer_provider(traces)
+    metrics.set_meter_provider(meters)
     try:
         yield
     finally:
-        provider.shutdown()
+        meters.shutdown(timeout_millis=EXPORT_S * 1000)
+        traces.shutdown()
 
 
 @contextmanager

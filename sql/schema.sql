@@ -81,7 +81,7 @@ CREATE FUNCTION queue.claim_runs_v1(claimant text, wanted integer, lease_s doubl
         leased_until = clock_timestamp() + make_interval(secs => lease_s)
     from due
     where r.task_id = due.task_id
-    returning r.task_id, r.fence, r.attempt, seal.mint_v1(r.tenant_id, 'system:worker', 600);
+    returning r.task_id, r.fence, r.attempt, seal.mint_v3(r.tenant_id, 'system:worker', r.task_id, 600);
 $$;
 
 ALTER FUNCTION queue.claim_runs_v1(claimant text, wanted integer, lease_s double precision) OWNER TO bulkhead_queue;
@@ -200,7 +200,7 @@ CREATE FUNCTION queue.enqueue_run_v1(task uuid) RETURNS void
     LANGUAGE sql SECURITY DEFINER
     SET search_path TO ''
     AS $$
-    insert into queue.run (task_id, tenant_id) values (task, rag.current_tenant());
+    insert into queue.run (task_id, tenant_id) select task, rag.current_tenant() where queue.sees_task_v1(task);
     select pg_notify('bulkhead_run', '');
 $$;
 
@@ -247,7 +247,8 @@ CREATE FUNCTION queue.finish_run_v1(task uuid) RETURNS void
     LANGUAGE sql SECURITY DEFINER
     SET search_path TO ''
     AS $$
-    delete from queue.run where task_id = task and tenant_id = rag.current_tenant();
+    delete from queue.run
+    where task_id = task and tenant_id = rag.current_tenant() and queue.sees_task_v1(task);
 $$;
 
 ALTER FUNCTION queue.finish_run_v1(task uuid) OWNER TO bulkhead_queue;
@@ -335,7 +336,10 @@ CREATE FUNCTION queue.lock_run_v1(task uuid, held bigint) RETURNS void
 begin
     perform 1
     from queue.run r
-    where r.task_id = task and (held is null or r.fence = held) and r.tenant_id = rag.current_tenant()
+    where r.task_id = task
+        and (held is null or r.fence = held)
+        and r.tenant_id = rag.current_tenant()
+        and queue.sees_task_v1(task)
     for update;
     if not found and held is not null then
         raise exception 'fence lost' using errcode = 'BH001';
@@ -411,6 +415,15 @@ end
 $$;
 
 ALTER FUNCTION queue.release_runs_v1(claimant text, tasks uuid[], fences bigint[]) OWNER TO bulkhead_queue;
+
+CREATE FUNCTION queue.sees_task_v1(task uuid) RETURNS boolean
+    LANGUAGE sql STABLE
+    SET search_path TO ''
+    AS $$
+    select exists (select from rag.task t where t.tenant_id = rag.current_tenant() and t.task_id = task);
+$$;
+
+ALTER FUNCTION queue.sees_task_v1(task uuid) OWNER TO bulkhead_queue;
 
 CREATE FUNCTION queue.switches_v1() RETURNS TABLE(tenant_id uuid, attempts integer)
     LANGUAGE sql STABLE SECURITY DEFINER
@@ -518,6 +531,7 @@ CREATE FUNCTION rag.append_event_v1(task uuid, held bigint, event_kind text, eve
 declare
     tenant uuid := rag.current_tenant();
     ends boolean := coalesce(next in ('completed', 'failed', 'canceled', 'rejected'), false);
+    stored rag.task;
     new_seq bigint;
 begin
     if ends then
@@ -525,7 +539,7 @@ begin
     elsif held is not null then
         perform queue.hold_fence_v1(task, held);
     end if;
-    perform 1 from rag.task t where t.tenant_id = tenant and t.task_id = task for no key update;
+    select * into stored from rag.task t where t.tenant_id = tenant and t.task_id = task for no key update;
     if event_key is not null then
         select e.seq into new_seq
         from rag.task_event e
@@ -541,8 +555,8 @@ begin
     if not found then
         raise exception 'task has ended' using errcode = 'BH002';
     end if;
-    insert into rag.task_event (tenant_id, task_id, seq, kind, payload, key)
-    values (tenant, task, new_seq, event_kind, event_payload, event_key);
+    insert into rag.task_event (tenant_id, task_id, seq, kind, payload, key, subject, groups)
+    values (tenant, task, new_seq, event_kind, event_payload, event_key, stored.subject, stored.groups);
     if ends then
         perform queue.finish_run_v1(task);
     end if;
@@ -795,25 +809,14 @@ $$;
 ALTER FUNCTION rag.corpus_version_v1() OWNER TO bulkhead_owner;
 
 CREATE FUNCTION rag.create_task_v1(task uuid, context text, workflow_name text, workflow_input jsonb, first_message jsonb, grant_scopes text[], grant_groups text[], grant_team text, grant_tokens text[], grant_issued_at double precision, trace text) RETURNS bigint
-    LANGUAGE plpgsql
+    LANGUAGE sql
     SET search_path TO ''
     AS $$
-declare
-    tenant uuid := rag.current_tenant();
-begin
-    insert into rag.task (
-        tenant_id, task_id, context_id, workflow, state, version, input,
-        subject, scopes, groups, team, token_ids, token_issued_at, traceparent
-    )
-    values (
-        tenant, task, context, workflow_name, 'submitted', 1, workflow_input,
-        rag.current_subject(), grant_scopes, grant_groups, grant_team, grant_tokens, grant_issued_at, trace
+    select 1::bigint
+    from rag.create_task_v2(
+        task, context, workflow_name, workflow_input, first_message,
+        grant_scopes, grant_groups, grant_team, grant_tokens, grant_issued_at, trace, null
     );
-    insert into rag.task_event (tenant_id, task_id, seq, kind, payload)
-    values (tenant, task, 1, 'task', jsonb_build_object('message', first_message));
-    perform queue.enqueue_run_v1(task);
-    return 1;
-end
 $$;
 
 ALTER FUNCTION rag.create_task_v1(task uuid, context text, workflow_name text, workflow_input jsonb, first_message jsonb, grant_scopes text[], grant_groups text[], grant_team text, grant_tokens text[], grant_issued_at double precision, trace text) OWNER TO bulkhead_owner;
@@ -825,6 +828,7 @@ CREATE FUNCTION rag.create_task_v2(task uuid, context text, workflow_name text, 
 #variable_conflict use_column
 declare
     tenant uuid := rag.current_tenant();
+    caller text := rag.current_subject();
 begin
     insert into rag.task (
         tenant_id, task_id, context_id, workflow, state, version, input,
@@ -832,12 +836,12 @@ begin
     )
     values (
         tenant, task, context, workflow_name, 'submitted', 1, workflow_input,
-        rag.current_subject(), grant_scopes, grant_groups, grant_team, grant_tokens, grant_issued_at, trace, key
+        caller, grant_scopes, grant_groups, grant_team, grant_tokens, grant_issued_at, trace, key
     )
     on conflict (tenant_id, subject, idempotency_key) where idempotency_key is not null do nothing;
     if found then
-        insert into rag.task_event (tenant_id, task_id, seq, kind, payload)
-        values (tenant, task, 1, 'task', jsonb_build_object('message', first_message));
+        insert into rag.task_event (tenant_id, task_id, seq, kind, payload, subject, groups)
+        values (tenant, task, 1, 'task', jsonb_build_object('message', first_message), caller, grant_groups);
         perform queue.enqueue_run_v1(task);
         return query select task, context, workflow_name, workflow_input, true;
         return;
@@ -845,7 +849,7 @@ begin
     return query
     select t.task_id, t.context_id, t.workflow, t.input, false
     from rag.task t
-    where t.tenant_id = tenant and t.subject = rag.current_subject() and t.idempotency_key = key;
+    where t.tenant_id = tenant and t.subject = caller and t.idempotency_key = key;
 end
 $$;
 
@@ -878,6 +882,17 @@ $$;
 
 ALTER FUNCTION rag.current_audiences() OWNER TO bulkhead_owner;
 
+CREATE FUNCTION rag.current_groups() RETURNS text[]
+    LANGUAGE plpgsql STABLE SECURITY DEFINER PARALLEL SAFE
+    SET search_path TO ''
+    AS $$
+begin
+    return array(select jsonb_array_elements_text(seal.verified_context() -> 'groups'));
+end
+$$;
+
+ALTER FUNCTION rag.current_groups() OWNER TO bulkhead_owner;
+
 CREATE FUNCTION rag.current_subject() RETURNS text
     LANGUAGE plpgsql STABLE SECURITY DEFINER PARALLEL SAFE
     SET search_path TO ''
@@ -888,6 +903,17 @@ end
 $$;
 
 ALTER FUNCTION rag.current_subject() OWNER TO bulkhead_owner;
+
+CREATE FUNCTION rag.current_task() RETURNS uuid
+    LANGUAGE plpgsql STABLE SECURITY DEFINER PARALLEL SAFE
+    SET search_path TO ''
+    AS $$
+begin
+    return (seal.verified_context() ->> 'task')::uuid;
+end
+$$;
+
+ALTER FUNCTION rag.current_task() OWNER TO bulkhead_owner;
 
 CREATE FUNCTION rag.current_tenant() RETURNS uuid
     LANGUAGE plpgsql STABLE SECURITY DEFINER PARALLEL SAFE
@@ -1138,6 +1164,22 @@ $$;
 
 ALTER FUNCTION rag.index_ordinals_v1(tenant uuid, ordinals bigint[]) OWNER TO bulkhead_owner;
 
+CREATE FUNCTION rag.is_own_grant_v1(grantor text, named text[], tokens text[], issued_at double precision) RETURNS boolean
+    LANGUAGE plpgsql STABLE SECURITY DEFINER PARALLEL SAFE
+    SET search_path TO ''
+    AS $$
+declare
+    context jsonb := seal.verified_context();
+begin
+    return grantor = context ->> 'sub'
+        and named <@ array(select jsonb_array_elements_text(context -> 'groups'))
+        and tokens @> array(select jsonb_array_elements_text(context -> 'jti'))
+        and issued_at <= (context ->> 'iat')::double precision;
+end
+$$;
+
+ALTER FUNCTION rag.is_own_grant_v1(grantor text, named text[], tokens text[], issued_at double precision) OWNER TO bulkhead_owner;
+
 CREATE PROCEDURE rag.isolate(IN target regclass)
     LANGUAGE plpgsql
     SET search_path TO ''
@@ -1173,6 +1215,18 @@ end
 $$;
 
 ALTER PROCEDURE rag.isolate_by_audience(IN target regclass) OWNER TO bulkhead_owner;
+
+CREATE FUNCTION rag.key_title() RETURNS trigger
+    LANGUAGE plpgsql
+    SET search_path TO ''
+    AS $$
+begin
+    new.title_key := left(lower(new.title), 200);
+    return new;
+end
+$$;
+
+ALTER FUNCTION rag.key_title() OWNER TO bulkhead_owner;
 
 CREATE FUNCTION rag.lexemes_v1(config regconfig, body text) RETURNS TABLE(term text, frequency integer)
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
@@ -2251,28 +2305,6 @@ $$;
 
 ALTER FUNCTION rag.variants_v1(word text) OWNER TO bulkhead_owner;
 
-CREATE FUNCTION seal.mint_v1(tenant uuid, subject text, lifetime_s double precision) RETURNS text
-    LANGUAGE plpgsql SECURITY DEFINER
-    SET search_path TO ''
-    AS $$
-declare
-    signer seal.key;
-    now_s double precision := extract(epoch from clock_timestamp());
-    payload text;
-begin
-    select * into strict signer from seal.key where active;
-    payload := jsonb_build_object(
-        'tenant', tenant, 'sub', subject, 'groups', '[]'::jsonb, 'jti', '[]'::jsonb,
-        'iat', now_s, 'exp', now_s + lifetime_s
-    )::text;
-    return signer.kid || '.'
-        || encode(sha256(signer.outer_pad || sha256(signer.inner_pad || convert_to(payload, 'UTF8'))), 'hex')
-        || '.' || payload;
-end
-$$;
-
-ALTER FUNCTION seal.mint_v1(tenant uuid, subject text, lifetime_s double precision) OWNER TO bulkhead_owner;
-
 CREATE FUNCTION seal.mint_v2(tenant uuid, subject text, lifetime_s double precision) RETURNS text
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO ''
@@ -2294,6 +2326,28 @@ end
 $$;
 
 ALTER FUNCTION seal.mint_v2(tenant uuid, subject text, lifetime_s double precision) OWNER TO bulkhead_owner;
+
+CREATE FUNCTION seal.mint_v3(tenant uuid, subject text, task uuid, lifetime_s double precision) RETURNS text
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO ''
+    AS $$
+declare
+    signer seal.key;
+    now_s double precision := extract(epoch from clock_timestamp());
+    payload text;
+begin
+    select * into strict signer from seal.key where active;
+    payload := jsonb_build_object(
+        'tenant', tenant, 'sub', subject, 'groups', '[]'::jsonb, 'jti', '[]'::jsonb, 'task', task,
+        'iat', now_s, 'exp', now_s + lifetime_s
+    )::text;
+    return signer.kid || '.'
+        || encode(sha256(signer.outer_pad || sha256(signer.inner_pad || convert_to(payload, 'UTF8'))), 'hex')
+        || '.' || payload;
+end
+$$;
+
+ALTER FUNCTION seal.mint_v3(tenant uuid, subject text, task uuid, lifetime_s double precision) OWNER TO bulkhead_owner;
 
 CREATE FUNCTION seal.verified_context() RETURNS jsonb
     LANGUAGE plpgsql STABLE SECURITY DEFINER PARALLEL SAFE
@@ -2355,7 +2409,8 @@ CREATE TABLE checkpoint.checkpoint_blobs (
     channel text NOT NULL,
     version text NOT NULL,
     type text NOT NULL,
-    blob bytea
+    blob bytea,
+    subject text DEFAULT rag.current_subject() NOT NULL
 );
 
 ALTER TABLE ONLY checkpoint.checkpoint_blobs FORCE ROW LEVEL SECURITY;
@@ -2372,7 +2427,8 @@ CREATE TABLE checkpoint.checkpoint_writes (
     channel text NOT NULL,
     type text,
     blob bytea NOT NULL,
-    task_path text DEFAULT ''::text NOT NULL
+    task_path text DEFAULT ''::text NOT NULL,
+    subject text DEFAULT rag.current_subject() NOT NULL
 );
 
 ALTER TABLE ONLY checkpoint.checkpoint_writes FORCE ROW LEVEL SECURITY;
@@ -2387,7 +2443,8 @@ CREATE TABLE checkpoint.checkpoints (
     parent_checkpoint_id text,
     type text,
     checkpoint jsonb NOT NULL,
-    metadata jsonb DEFAULT '{}'::jsonb NOT NULL
+    metadata jsonb DEFAULT '{}'::jsonb NOT NULL,
+    subject text DEFAULT rag.current_subject() NOT NULL
 );
 
 ALTER TABLE ONLY checkpoint.checkpoints FORCE ROW LEVEL SECURITY;
@@ -2497,7 +2554,8 @@ CREATE TABLE rag.audit (
     CONSTRAINT audit_counts CHECK (((document_count >= cardinality(documents)) AND (repeats >= 1))),
     CONSTRAINT audit_hashes CHECK (((length(previous) = 32) AND (length(hash) = 32))),
     CONSTRAINT audit_outcome CHECK ((outcome ~ '^[a-z_]{1,32}$'::text)),
-    CONSTRAINT audit_seq CHECK ((seq >= 1))
+    CONSTRAINT audit_seq CHECK ((seq >= 1)),
+    CONSTRAINT audit_sizes CHECK (((length(door) <= 32) AND (length(method) <= 64) AND (length(target) <= 256) AND (length(actor) <= 256) AND (length(query_digest) <= 128) AND (length(query_text) <= 10000) AND (length(trace_id) <= 64) AND (cardinality(documents) <= 50)))
 );
 
 ALTER TABLE ONLY rag.audit FORCE ROW LEVEL SECURITY;
@@ -2836,7 +2894,7 @@ CREATE TABLE rag.document (
     groups text[] DEFAULT '{}'::text[] NOT NULL,
     audience bigint NOT NULL,
     terms bigint DEFAULT 0 NOT NULL,
-    title_key text GENERATED ALWAYS AS ("left"(lower(title), 200)) STORED COLLATE pg_catalog."C",
+    title_key text NOT NULL COLLATE pg_catalog."C",
     CONSTRAINT document_chunks_fit CHECK ((chunks < 1048576)),
     CONSTRAINT document_source_length CHECK (((length(source) >= 1) AND (length(source) <= 1024))),
     CONSTRAINT document_title_length CHECK (((length(title) >= 1) AND (length(title) <= 512)))
@@ -3494,6 +3552,8 @@ CREATE TABLE rag.task_event (
     payload jsonb NOT NULL,
     key text,
     created_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    subject text NOT NULL,
+    groups text[] NOT NULL,
     CONSTRAINT task_event_kind_check CHECK ((kind = ANY (ARRAY['task'::text, 'status'::text, 'artifact'::text])))
 );
 
@@ -4237,6 +4297,8 @@ ALTER INDEX rag.posting_fresh ATTACH PARTITION rag.posting_15_tenant_id_audience
 
 CREATE TRIGGER corpus_change_noted AFTER INSERT ON rag.corpus_change FOR EACH STATEMENT EXECUTE FUNCTION queue.note_write_v1();
 
+CREATE TRIGGER key_title BEFORE INSERT OR UPDATE ON rag.document FOR EACH ROW EXECUTE FUNCTION rag.key_title();
+
 ALTER TABLE ONLY checkpoint.checkpoint_blobs
     ADD CONSTRAINT checkpoint_blobs_tenant_id_fkey FOREIGN KEY (tenant_id) REFERENCES rag.tenant(tenant_id);
 
@@ -4308,6 +4370,12 @@ ALTER TABLE checkpoint.checkpoint_blobs ENABLE ROW LEVEL SECURITY;
 ALTER TABLE checkpoint.checkpoint_writes ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE checkpoint.checkpoints ENABLE ROW LEVEL SECURITY;
+
+CREATE POLICY own_runs ON checkpoint.checkpoint_blobs AS RESTRICTIVE TO bulkhead_app USING ((subject = ( SELECT rag.current_subject() AS current_subject)));
+
+CREATE POLICY own_runs ON checkpoint.checkpoint_writes AS RESTRICTIVE TO bulkhead_app USING ((subject = ( SELECT rag.current_subject() AS current_subject)));
+
+CREATE POLICY own_runs ON checkpoint.checkpoints AS RESTRICTIVE TO bulkhead_app USING ((subject = ( SELECT rag.current_subject() AS current_subject)));
 
 CREATE POLICY tenant_isolation ON checkpoint.checkpoint_blobs TO bulkhead_app USING ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant))) WITH CHECK ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)));
 
@@ -4417,6 +4485,12 @@ CREATE POLICY of_a_readable_document ON rag.tombstone AS RESTRICTIVE FOR INSERT 
    FROM rag.document d
   WHERE ((d.tenant_id = tombstone.tenant_id) AND (d.ordinal = tombstone.ordinal) AND (d.audience = tombstone.audience)))));
 
+CREATE POLICY of_a_visible_task ON rag.task_event AS RESTRICTIVE FOR INSERT TO bulkhead_app WITH CHECK ((EXISTS ( SELECT
+   FROM rag.task t
+  WHERE ((t.tenant_id = task_event.tenant_id) AND (t.task_id = task_event.task_id) AND (t.subject = task_event.subject) AND (t.groups = task_event.groups)))));
+
+CREATE POLICY own_grant ON rag.task AS RESTRICTIVE FOR INSERT TO bulkhead_app WITH CHECK (rag.is_own_grant_v1(subject, groups, token_ids, token_issued_at));
+
 ALTER TABLE rag.posting ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE rag.posting_00 ENABLE ROW LEVEL SECURITY;
@@ -4450,6 +4524,12 @@ ALTER TABLE rag.posting_13 ENABLE ROW LEVEL SECURITY;
 ALTER TABLE rag.posting_14 ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE rag.posting_15 ENABLE ROW LEVEL SECURITY;
+
+CREATE POLICY queued ON rag.task TO bulkhead_queue USING ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant))) WITH CHECK (false);
+
+CREATE POLICY readers ON rag.task AS RESTRICTIVE TO bulkhead_queue, bulkhead_app USING (((subject = ( SELECT rag.current_subject() AS current_subject)) OR (groups <@ ( SELECT rag.current_groups() AS current_groups)) OR (task_id = ( SELECT rag.current_task() AS current_task))));
+
+CREATE POLICY readers ON rag.task_event AS RESTRICTIVE TO bulkhead_queue, bulkhead_app USING (((subject = ( SELECT rag.current_subject() AS current_subject)) OR (groups <@ ( SELECT rag.current_groups() AS current_groups)) OR (task_id = ( SELECT rag.current_task() AS current_task))));
 
 ALTER TABLE rag.spelling ENABLE ROW LEVEL SECURITY;
 
@@ -4758,6 +4838,8 @@ GRANT ALL ON FUNCTION queue.postpone_embedding_v1(document uuid, delay_s double 
 REVOKE ALL ON FUNCTION queue.release_runs_v1(claimant text, tasks uuid[], fences bigint[]) FROM PUBLIC;
 GRANT ALL ON FUNCTION queue.release_runs_v1(claimant text, tasks uuid[], fences bigint[]) TO bulkhead_worker;
 
+REVOKE ALL ON FUNCTION queue.sees_task_v1(task uuid) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION queue.switches_v1() FROM PUBLIC;
 GRANT ALL ON FUNCTION queue.switches_v1() TO bulkhead_maintenance;
 
@@ -4792,9 +4874,17 @@ REVOKE ALL ON FUNCTION rag.current_audiences() FROM PUBLIC;
 GRANT ALL ON FUNCTION rag.current_audiences() TO bulkhead_app;
 GRANT ALL ON FUNCTION rag.current_audiences() TO bulkhead_queue;
 
+REVOKE ALL ON FUNCTION rag.current_groups() FROM PUBLIC;
+GRANT ALL ON FUNCTION rag.current_groups() TO bulkhead_app;
+GRANT ALL ON FUNCTION rag.current_groups() TO bulkhead_queue;
+
 REVOKE ALL ON FUNCTION rag.current_subject() FROM PUBLIC;
 GRANT ALL ON FUNCTION rag.current_subject() TO bulkhead_app;
 GRANT ALL ON FUNCTION rag.current_subject() TO bulkhead_queue;
+
+REVOKE ALL ON FUNCTION rag.current_task() FROM PUBLIC;
+GRANT ALL ON FUNCTION rag.current_task() TO bulkhead_app;
+GRANT ALL ON FUNCTION rag.current_task() TO bulkhead_queue;
 
 REVOKE ALL ON FUNCTION rag.current_tenant() FROM PUBLIC;
 GRANT ALL ON FUNCTION rag.current_tenant() TO bulkhead_app;
@@ -4819,9 +4909,14 @@ GRANT ALL ON FUNCTION rag.hold_models_v1(default_model smallint) TO bulkhead_wor
 REVOKE ALL ON FUNCTION rag.index_ordinals_v1(tenant uuid, ordinals bigint[]) FROM PUBLIC;
 GRANT ALL ON FUNCTION rag.index_ordinals_v1(tenant uuid, ordinals bigint[]) TO bulkhead_app;
 
+REVOKE ALL ON FUNCTION rag.is_own_grant_v1(grantor text, named text[], tokens text[], issued_at double precision) FROM PUBLIC;
+GRANT ALL ON FUNCTION rag.is_own_grant_v1(grantor text, named text[], tokens text[], issued_at double precision) TO bulkhead_app;
+
 REVOKE ALL ON PROCEDURE rag.isolate(IN target regclass) FROM PUBLIC;
 
 REVOKE ALL ON PROCEDURE rag.isolate_by_audience(IN target regclass) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION rag.key_title() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION rag.lexemes_v1(config regconfig, body text) FROM PUBLIC;
 GRANT ALL ON FUNCTION rag.lexemes_v1(config regconfig, body text) TO bulkhead_app;
@@ -4866,11 +4961,11 @@ GRANT ALL ON FUNCTION rag.task_may_become(current text, next text) TO bulkhead_a
 REVOKE ALL ON FUNCTION rag.variants_v1(word text) FROM PUBLIC;
 GRANT ALL ON FUNCTION rag.variants_v1(word text) TO bulkhead_worker;
 
-REVOKE ALL ON FUNCTION seal.mint_v1(tenant uuid, subject text, lifetime_s double precision) FROM PUBLIC;
-GRANT ALL ON FUNCTION seal.mint_v1(tenant uuid, subject text, lifetime_s double precision) TO bulkhead_queue;
-
 REVOKE ALL ON FUNCTION seal.mint_v2(tenant uuid, subject text, lifetime_s double precision) FROM PUBLIC;
 GRANT ALL ON FUNCTION seal.mint_v2(tenant uuid, subject text, lifetime_s double precision) TO bulkhead_queue;
+
+REVOKE ALL ON FUNCTION seal.mint_v3(tenant uuid, subject text, task uuid, lifetime_s double precision) FROM PUBLIC;
+GRANT ALL ON FUNCTION seal.mint_v3(tenant uuid, subject text, task uuid, lifetime_s double precision) TO bulkhead_queue;
 
 REVOKE ALL ON FUNCTION seal.verified_context() FROM PUBLIC;
 
@@ -4916,7 +5011,17 @@ GRANT INSERT,DELETE,UPDATE ON TABLE rag.spelling TO bulkhead_worker;
 
 GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE rag.sweep TO bulkhead_worker;
 
-GRANT SELECT,INSERT,UPDATE ON TABLE rag.task TO bulkhead_app;
+GRANT SELECT,INSERT ON TABLE rag.task TO bulkhead_app;
+
+GRANT SELECT(tenant_id) ON TABLE rag.task TO bulkhead_queue;
+
+GRANT SELECT(task_id) ON TABLE rag.task TO bulkhead_queue;
+
+GRANT UPDATE(state) ON TABLE rag.task TO bulkhead_app;
+
+GRANT UPDATE(version) ON TABLE rag.task TO bulkhead_app;
+
+GRANT UPDATE(updated_at) ON TABLE rag.task TO bulkhead_app;
 
 GRANT SELECT,INSERT ON TABLE rag.task_event TO bulkhead_app;
 

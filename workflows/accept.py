@@ -9,16 +9,16 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 from rag.db.pool import Database
 from rag.identity.principal import Principal, require
 from rag.tasks import store
-from rag.tasks.values import NewTask
+from rag.tasks.values import Created, NewTask
 from rag.telemetry import carrier, log_fields
 from workflows.registry import find_workflow
 
-__all__ = ["Accepted", "Asked", "accept"]
+__all__ = ["Asked", "accept"]
 
 _log = logging.getLogger(__name__)
 
@@ -38,18 +38,8 @@ class Asked:
     """See `rag.tasks.values.NewTask`."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Accepted:
-    """A task that is stored: from here on it runs to its end, whatever becomes of the caller."""
-
-    task_id: UUID
-    context_id: str
-    created: bool
-    """False: it had been accepted before, under the same key."""
-
-
-async def accept(database: Database, principal: Principal, asked: Asked) -> Accepted:
-    """Store a new task for what is asked, or say why it cannot be taken; then nothing was stored.
+async def accept(database: Database, principal: Principal, asked: Asked) -> Created:
+    """Store a new task for what is asked, which then runs to its end whatever becomes of the caller; or store nothing.
 
     Raises:
         InvalidInput: There is no such workflow, or it cannot make anything of the text.
@@ -73,4 +63,4 @@ async def accept(database: Database, principal: Principal, asked: Asked) -> Acce
         made = await store.create_task(session, principal, new)
     with log_fields(task=str(made.task_id)):
         _log.info("accepted a task for %s%s", workflow.name, "" if made.created else ", again")
-    return Accepted(task_id=made.task_id, context_id=made.context_id, created=made.created)
+    return made

@@ -8,11 +8,9 @@ from __future__ import annotations
 import mcp_types as types
 from mcp.shared.exceptions import MCPError
 
-from mcp_server.call import Done, Operation, answer
-from mcp_server.errors import refusal
+from mcp_server.call import Done, Operation
 from mcp_server.prompts import PROMPTS, find_prompt
-from mcp_server.requests import MAX_SHOWN_NAME, Context, call_of, count_unknown, refuse_cursor
-from rag.errors import BulkheadError
+from mcp_server.requests import MAX_SHOWN_NAME, Context, answer_or_refuse, call_of, count_unknown, refuse_cursor
 from rag.runtime import Runtime
 
 __all__ = ["get_prompt", "list_prompts"]
@@ -31,10 +29,7 @@ async def list_prompts(
         shown = [prompt.declaration for prompt in PROMPTS if prompt.scope in call.principal.scopes]
         return Done(value=types.ListPromptsResult(prompts=shown))
 
-    try:
-        return await answer(call, _LIST, listed)
-    except BulkheadError as exc:
-        raise refusal(exc) from exc
+    return await answer_or_refuse(call, _LIST, listed)
 
 
 async def get_prompt(runtime: Runtime, ctx: Context, params: types.GetPromptRequestParams) -> types.GetPromptResult:
@@ -49,7 +44,4 @@ async def get_prompt(runtime: Runtime, ctx: Context, params: types.GetPromptRequ
     async def got() -> Done[types.GetPromptResult]:
         return await prompt.get(call, params.arguments or {})
 
-    try:
-        return await answer(call, prompt.operation, got)
-    except BulkheadError as exc:
-        raise refusal(exc) from exc
+    return await answer_or_refuse(call, prompt.operation, got)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, cast
 
 import mcp_types as types
 import orjson
@@ -14,7 +13,7 @@ from mcp_server.resources.template import Contents, Template, canonical_id
 from mcp_server.suggestions import artifact_names, task_ids
 from rag.corpus.store import MAX_PART_CHARS
 from rag.identity.scopes import Scope
-from rag.tasks.results import find_artifact
+from rag.tasks.results import cited_documents, find_artifact
 
 __all__ = ["ARTIFACT"]
 
@@ -51,24 +50,13 @@ async def read_artifact(call: Call, variables: Mapping[str, str]) -> Done[Conten
             contents.append(types.TextResourceContents(uri=uri, mime_type=mime_type, text=text, _meta=meta))
     if cut:
         contents.append(notice(uri, CUT))
-    cited = [document for part in found.artifact.parts for document in _cited(part)]
-    return Done(value=contents, documents=tuple(dict.fromkeys(cited)))
-
-
-def _cited(part: Mapping[str, Any]) -> list[str]:
-    """Return the documents that a part names as its sources, as every workflow of ours writes them."""
-    data: object = part.get("data")
-    citations: object = cast("dict[str, object]", data).get("citations") if isinstance(data, dict) else None
-    if not isinstance(citations, list):
-        return []
-    named = (cast("dict[str, object]", one) for one in cast("list[object]", citations) if isinstance(one, dict))
-    return [document for one in named if isinstance(document := one.get("document_id"), str)]
+    return Done(value=contents, documents=cited_documents(part.get("data") for part in found.artifact.parts))
 
 
 ARTIFACT = Template(
     kind="artifact",
     title="A task's result",
-    description="What a task of your organisation has made so far, by the task's id and the artifact's name.",
+    description="What a task that you may see has made so far, by the task's id and the artifact's name.",
     uri="bulkhead://tasks/{id}/artifacts/{name}",
     scope=Scope.TASKS_RUN,
     read=read_artifact,

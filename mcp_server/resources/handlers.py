@@ -11,7 +11,7 @@ from mcp.shared.exceptions import MCPError
 
 from mcp_server.call import Done, Operation, answer
 from mcp_server.errors import refusal
-from mcp_server.requests import Context, call_of, refuse_cursor
+from mcp_server.requests import Context, answer_or_refuse, call_of, refuse_cursor
 from mcp_server.resources import TEMPLATES, find_resource
 from mcp_server.resources.documents import as_resource
 from mcp_server.resources.template import MAX_URI_CHARS, not_found
@@ -25,7 +25,7 @@ __all__ = ["list_resources", "list_templates", "read_resource"]
 
 PAGE = 100
 _KIND = "resources"
-_LISTS = Operation(method="resources/list", scope=None)
+_LIST = Operation(method="resources/list", scope=None)
 _TEMPLATES = Operation(method="resources/templates/list", scope=None)
 _UNKNOWN = Operation(method="resources/read", target="unknown", scope=None)
 
@@ -53,10 +53,7 @@ async def list_resources(
             documents=tuple(str(entry.document_id) for entry in page.entries),
         )
 
-    try:
-        return await answer(call, _LISTS, listed)
-    except BulkheadError as exc:
-        raise refusal(exc) from exc
+    return await answer_or_refuse(call, _LIST, listed)
 
 
 async def list_templates(
@@ -70,10 +67,7 @@ async def list_templates(
         shown = [template.declaration for template in TEMPLATES if template.scope in call.principal.scopes]
         return Done(value=types.ListResourceTemplatesResult(resource_templates=shown))
 
-    try:
-        return await answer(call, _TEMPLATES, listed)
-    except BulkheadError as exc:
-        raise refusal(exc) from exc
+    return await answer_or_refuse(call, _TEMPLATES, listed)
 
 
 async def read_resource(

@@ -13,6 +13,7 @@ from mcp_server.tools.tasks import MAX_WAIT_S, WAIT_TIMEOUT_S, ArtifactOutput, T
 from mcp_server.tools.tool import Arguments, Tool
 from rag.errors import InvalidInput
 from rag.identity.scopes import Scope
+from rag.tasks.values import TERMINAL
 from workflows.accept import Asked, accept
 from workflows.registry import WORKFLOWS
 
@@ -87,7 +88,7 @@ async def run(call: Call, arguments: DelegateArguments) -> DelegateOutput:
     if arguments.wait_s:
         await tasks.watch(call, accepted.task_id, after=1, wait_s=arguments.wait_s, first_news=False)
     found = await tasks.summary(call, accepted.task_id)
-    finished = tasks.is_final(found.task.state)
+    finished = found.task.state in TERMINAL
     result = await tasks.read_artifacts(call, accepted.task_id) if finished else None
     return DelegateOutput(**tasks.shown(found), started=accepted.created, result=result)
 

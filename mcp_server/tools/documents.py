@@ -1,4 +1,4 @@
-"""How a document looks to a client; shared by the tools that show one."""
+"""How a document, and the beginning of a passage, look to a client; shared by the tools that show them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pydantic import Field
 from mcp_server.tools.tool import Output
 from rag.corpus.store import Document
 
-__all__ = ["DocumentOutput", "shown"]
+__all__ = ["DocumentOutput", "excerpt", "shown"]
 
 
 class DocumentOutput(Output):
@@ -43,3 +43,8 @@ def shown(document: Document) -> DocumentOutput:
         created_at=document.created_at.isoformat(),
         updated_at=document.updated_at.isoformat(),
     )
+
+
+def excerpt(text: str, length: int) -> str:
+    """Return `text`, or its beginning and an ellipsis, in at most `length` characters."""
+    return text if len(text) <= length else text[: length - 1] + "…"

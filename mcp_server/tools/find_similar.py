@@ -8,6 +8,7 @@ from uuid import UUID
 from pydantic import Field
 
 from mcp_server.call import Call
+from mcp_server.tools.documents import excerpt
 from mcp_server.tools.hybrid_search import FILTER_HELP
 from mcp_server.tools.tool import Arguments, Output, Tool
 from rag.corpus.store import MAX_CHUNKS
@@ -104,7 +105,7 @@ def _similar(hit: Hit) -> SimilarOutput:
         heading=hit.heading,
         start=hit.start,
         end=hit.end,
-        excerpt=hit.text if len(hit.text) <= MAX_EXCERPT_CHARS else hit.text[: MAX_EXCERPT_CHARS - 1] + "…",
+        excerpt=excerpt(hit.text, MAX_EXCERPT_CHARS),
         similarity=hit.explain.vector_score,
     )
 

@@ -12,8 +12,8 @@ import mcp_types as types
 from mcp.shared.exceptions import MCPError
 
 from mcp_server.call import Done, Operation, answer
-from mcp_server.errors import as_result, refusal
-from mcp_server.requests import MAX_SHOWN_NAME, Context, call_of, count_unknown, refuse_cursor
+from mcp_server.errors import as_result
+from mcp_server.requests import MAX_SHOWN_NAME, Context, answer_or_refuse, call_of, count_unknown, refuse_cursor
 from mcp_server.tools import TOOLS, find_tool
 from mcp_server.tools.tool import Output
 from rag.errors import BulkheadError
@@ -35,10 +35,7 @@ async def list_tools(
         tools = [tool.declaration for tool in TOOLS if tool.scope in call.principal.scopes]
         return Done(value=types.ListToolsResult(tools=tools))
 
-    try:
-        return await answer(call, _LIST, listed)
-    except BulkheadError as exc:
-        raise refusal(exc) from exc
+    return await answer_or_refuse(call, _LIST, listed)
 
 
 async def call_tool(runtime: Runtime, ctx: Context, params: types.CallToolRequestParams) -> types.CallToolResult:
@@ -53,8 +50,9 @@ async def call_tool(runtime: Runtime, ctx: Context, params: types.CallToolReques
         output = await tool.call(call, params.arguments or {})
         return Done(value=_result(output), documents=output.documents_used())
 
+    query, operation = _query(params.arguments), tool.operation
     try:
-        return await answer(call, dataclasses.replace(tool.operation, query=_query(params.arguments)), called)
+        return await answer(call, operation if query is None else dataclasses.replace(operation, query=query), called)
     except BulkheadError as exc:
         return as_result(exc)
 

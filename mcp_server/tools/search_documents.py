@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from mcp_server.call import Call
+from mcp_server.tools.documents import excerpt
 from mcp_server.tools.hybrid_search import FILTER_HELP
 from mcp_server.tools.tool import Arguments, Output, Tool
 from rag.identity.scopes import Scope
@@ -78,7 +79,7 @@ def _found(best: Hit) -> FoundOutput:
         title=best.title,
         version=best.version,
         score=best.score,
-        excerpt=best.text if len(best.text) <= MAX_EXCERPT_CHARS else best.text[: MAX_EXCERPT_CHARS - 1] + "…",
+        excerpt=excerpt(best.text, MAX_EXCERPT_CHARS),
         start=best.start,
         end=best.end,
     )

@@ -13,6 +13,7 @@ from mcp_server.tools.tasks import MAX_TEXT_CHARS, ArtifactOutput, TaskOutput
 from mcp_server.tools.tool import Arguments, Tool
 from rag.errors import InvalidInput, NotFound
 from rag.identity.scopes import Scope
+from rag.tasks.values import TERMINAL
 
 __all__ = ["TASK_RESULT"]
 
@@ -51,7 +52,7 @@ async def run(call: Call, arguments: ResultArguments) -> ResultOutput:
     if arguments.start and arguments.artifact is None:
         raise InvalidInput("start goes with artifact: name the one to go on reading")
     found = await tasks.summary(call, arguments.task_id)
-    if not tasks.is_final(found.task.state):
+    if found.task.state not in TERMINAL:
         return ResultOutput(**tasks.shown(found), result=None)
     made = await tasks.read_artifacts(call, arguments.task_id, name=arguments.artifact, start=arguments.start)
     if arguments.artifact is not None and not made:

@@ -12,6 +12,7 @@ from mcp_server.tools import tasks
 from mcp_server.tools.tasks import MAX_WAIT_S, WAIT_TIMEOUT_S, TaskOutput
 from mcp_server.tools.tool import Arguments, Tool
 from rag.identity.scopes import Scope
+from rag.tasks.values import TERMINAL
 
 __all__ = ["TASK_STATUS"]
 
@@ -34,7 +35,7 @@ class StatusArguments(Arguments):
 async def run(call: Call, arguments: StatusArguments) -> TaskOutput:
     """Read from the caller's tenant."""
     found = await tasks.summary(call, arguments.task_id)
-    if arguments.wait_s and not tasks.is_final(found.task.state):
+    if arguments.wait_s and found.task.state not in TERMINAL:
         after, first_news = arguments.after_version, True
         if after is None:
             after, first_news = found.task.version, False

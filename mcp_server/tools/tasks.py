@@ -6,10 +6,9 @@ stops waiting, or is cut off, leaves the task as it was.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import aclosing
 from typing import Annotated, Any, Literal
-from urllib.parse import quote
 from uuid import UUID
 
 import anyio
@@ -17,13 +16,26 @@ import orjson
 from pydantic import Field
 
 from mcp_server.call import Call
+from mcp_server.resources.artifacts import ARTIFACT
 from mcp_server.tools.tool import Output
 from rag.tasks import store
 from rag.tasks.feed import follow
 from rag.tasks.fold import fold_artifacts
-from rag.tasks.values import TERMINAL, Artifact, EventKind, TaskState, TaskSummary
+from rag.tasks.results import cited_documents
+from rag.tasks.values import TERMINAL, Artifact, EventKind, TaskSummary
 
-__all__ = ["MAX_WAIT_S", "ArtifactOutput", "State", "TaskOutput", "documents_of", "read_artifacts", "summary", "watch"]
+__all__ = [
+    "MAX_TEXT_CHARS",
+    "MAX_WAIT_S",
+    "WAIT_TIMEOUT_S",
+    "ArtifactOutput",
+    "TaskOutput",
+    "documents_of",
+    "read_artifacts",
+    "shown",
+    "summary",
+    "watch",
+]
 
 MAX_WAIT_S = 120
 """Longest that a call waits: below the time that proxies and clients usually give an answer to begin or to go on."""
@@ -97,9 +109,9 @@ def shown(found: TaskSummary) -> dict[str, Any]:
 async def watch(call: Call, task_id: UUID, *, after: int, wait_s: float, first_news: bool) -> None:
     """Wait for the task's end, at most so long, and tell the caller each status that comes after position `after`.
 
-    With `first_news` any such status ends the wait. The positions are the progress: they only grow. While more than
-    half of the caller's places are taken nobody waits: the tasks themselves need some, since their runs call this
-    server as the same user.
+    With `first_news` any such status ends the wait, and so does the end of this process. The positions are the
+    progress: they only grow. While more than half of the caller's places are taken nobody waits: the tasks themselves
+    need some, since their runs call this server as the same user.
 
     Raises:
         Revoked: The caller's token was revoked while it waited.
@@ -110,7 +122,7 @@ async def watch(call: Call, task_id: UUID, *, after: int, wait_s: float, first_n
     if any(2 * one.running > one.concurrency for one in (standing.tenant, standing.user)):
         return
     with anyio.move_on_after(wait_s):
-        events = follow(runtime.database, runtime.wakeups, call.principal, task_id, after=after)
+        events = follow(runtime.database, runtime.wakeups, call.principal, task_id, after=after, until=runtime.stopping)
         async with aclosing(events):
             async for event in events:
                 if event.kind is not EventKind.STATUS:
@@ -130,19 +142,7 @@ async def read_artifacts(call: Call, task_id: UUID, *, name: str | None = None, 
 
 def documents_of(artifacts: list[ArtifactOutput]) -> tuple[str, ...]:
     """Return the ids of the documents that the artifacts cite."""
-    cited: dict[str, None] = {}
-    for artifact in artifacts:
-        for data in artifact.data:
-            citations = data.get("citations")
-            for citation in citations if isinstance(citations, list) else []:
-                if isinstance(citation, Mapping) and isinstance(citation.get("document_id"), str):
-                    cited[citation["document_id"]] = None
-    return tuple(cited)
-
-
-def is_final(state: TaskState) -> bool:
-    """Return whether nothing follows the state."""
-    return state in TERMINAL
+    return cited_documents(data for artifact in artifacts for data in artifact.data)
 
 
 def _bounded(task_id: UUID, made: list[Artifact], *, start: int) -> Iterator[ArtifactOutput]:
@@ -158,7 +158,7 @@ def _bounded(task_id: UUID, made: list[Artifact], *, start: int) -> Iterator[Art
         end = min(start, len(text)) + len(piece)
         yield ArtifactOutput(
             name=artifact.name,
-            uri=f"bulkhead://tasks/{task_id}/artifacts/{quote(artifact.name, safe='')}",
+            uri=ARTIFACT.uri_of(id=str(task_id), name=artifact.name),
             text=piece,
             start=min(start, len(text)),
             characters=len(text),

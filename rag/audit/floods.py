@@ -49,7 +49,8 @@ class Floods:
             known.more += 1
             known.principal = principal  # its seal can be made for longest
             return []
-        self._floods[kind] = _Flood(principal=principal, entry=entry, since_s=now_s)
+        # what was asked for may be long, and those that follow may ask for something else
+        self._floods[kind] = _Flood(principal=principal, entry=dataclasses.replace(entry, query=None), since_s=now_s)
         out = [(principal, entry)]
         if len(self._floods) > MAX_KINDS:
             out += _counted(self._floods.popitem(last=False)[1])

@@ -57,7 +57,7 @@ class AuditReader:
     database: Database
 
     async def chains(self, tenant_id: UUID | None = None) -> list[Chain]:
-        """Return every chain that there is, or that of one tenant, if it has one."""
+        """Return every chain, or that of one tenant; of tenants without a row too, and of those that are gone."""
         rows = await self._fetch(_QUERIES["chains"], tenant_id=tenant_id)
         return [
             Chain(

@@ -12,7 +12,7 @@ import anyio
 from opentelemetry import trace
 
 from rag.audit.log import AuditLog
-from rag.audit.values import BEGUN, CANCELED, OK, Entry
+from rag.audit.values import BEGUN, CANCELED, MAX_QUERY_CHARS, OK, Entry
 from rag.errors import BulkheadError, RateLimited, Revoked, SealRefused, Unavailable
 from rag.identity.principal import Principal
 
@@ -44,7 +44,7 @@ class Trail:
             method=method,
             target=target,
             outcome=BEGUN,
-            query=query,
+            query=None if query is None else query[:MAX_QUERY_CHARS],
             trace_id=trace_id(),
             durable=writes,
         )

@@ -100,6 +100,14 @@ class _PooledConnection(asyncpg.Connection):
         return f"{super().get_reset_query()}\n{check};"
 
 
+class _PenConnection(asyncpg.Connection):
+    """Is spared the round trip: nothing runs on it but one fixed statement that leaves no state."""
+
+    def get_reset_query(self) -> str:
+        """Return nothing to run."""
+        return ""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Database:
     """A pool and the sealer that opens sessions on it. Built by `open_database`."""
@@ -192,9 +200,11 @@ class Database:
 
 @asynccontextmanager
 async def open_database(
-    dsn: str, *, sealer: Sealer | None, pool_size: int, application: str
+    dsn: str, *, sealer: Sealer | None, pool_size: int, application: str, one_statement: bool = False
 ) -> AsyncGenerator[Database]:
     """Open a pool of up to `pool_size` connections; closed when the block ends.
+
+    `one_statement`: nothing but `fetch_sealed` of one and the same query is ever asked of it.
 
     Raises:
         Unavailable: The server does not accept connections.
@@ -206,7 +216,7 @@ async def open_database(
             max_size=pool_size,
             timeout=CONNECT_TIMEOUT_S,
             init=_prepare,
-            connection_class=_PooledConnection,
+            connection_class=_PenConnection if one_statement else _PooledConnection,
             server_settings={
                 "application_name": application,
                 "statement_timeout": str(STATEMENT_TIMEOUT_MS),

@@ -94,8 +94,9 @@ class Counts(Protocol):
 class LocalCounts:
     """Counts in this process."""
 
-    def __init__(self, *, clock: Clock = time.monotonic) -> None:
-        """Start with every burst unspent."""
+    def __init__(self, *, share: int = 1, clock: Clock = time.monotonic) -> None:
+        """Start with every burst unspent. One part in `share` of every rate is let in: the rest is other processes'."""
+        self._share = share
         self._clock = clock
         self._tenants = _Dues[UUID]()
         self._users = _Dues[tuple[UUID, str]]()
@@ -115,6 +116,8 @@ class LocalCounts:
         return verdict
 
     def _decide(self, account: Account, cost: int, *, now_us: int) -> Verdict:
+        if self._share > 1:
+            account = _shared(account, self._share)
         tenant_due_us, user_due_us = self._tenants.get(account.tenant_id), self._users.get(account.user_key)
         return _decide_both(account, tenant_due_us, user_due_us, now_us=now_us, cost=cost)
 
@@ -123,9 +126,12 @@ class RedisCounts:
     """Counts in Redis, on Redis's clock; for its share in this process while Redis does not answer."""
 
     def __init__(
-        self, redis: Redis, *, installation: str, metrics: LimitMetrics, clock: Clock = time.monotonic
+        self, redis: Redis, *, installation: str, metrics: LimitMetrics, share: int = 1, clock: Clock = time.monotonic
     ) -> None:
-        """`redis` stays the caller's to close. `installation` tells apart installations that share a Redis."""
+        """`redis` stays the caller's to close. `installation` tells apart installations that share a Redis.
+
+        `share`: as many replicas there are known to be before Redis was ever asked.
+        """
         self._redis = redis
         self._script = redis.register_script(REDIS_SCRIPT)
         self._prefix = f"bulkhead:{installation}:limits:"
@@ -135,7 +141,7 @@ class RedisCounts:
         self._refusals: OrderedDict[tuple[UUID, str], tuple[float, int, int]] = OrderedDict()
         self._turns = anyio.CapacityLimiter(REDIS_CONCURRENCY)
         self._replica = secrets.token_hex(8)
-        self._replicas = 1
+        self._replicas = share
         self._announce_at = 0.0
         self._ask_again_at: float | None = None
 
@@ -143,7 +149,7 @@ class RedisCounts:
         """See `Counts.refusal`."""
         now = self._clock()
         if self._ask_again_at is not None and now < self._ask_again_at:
-            return self._local.refusal(self._shared(account), cost)
+            return self._local.refusal(_shared(account, self._replicas), cost)
         for key in (account.user_key, (account.tenant_id, "")):
             until, *due_us = self._refusals.get(key, (0.0, 0, 0))
             if now < until:
@@ -160,7 +166,7 @@ class RedisCounts:
                 verdict = self.refusal(account, cost) or await self._ask(account, cost)
                 if verdict is not None:
                     return verdict
-        return await self._local.charge(self._shared(account), cost)
+        return await self._local.charge(_shared(account, self._replicas), cost)
 
     async def aclose(self) -> None:
         """Stop being counted as a replica, if Redis is there to hear it."""
@@ -170,10 +176,6 @@ class RedisCounts:
         if self._ask_again_at is not None:
             self._ask_again_at = None
             self._metrics.recovered()
-
-    def _shared(self, account: Account) -> Account:
-        share = self._replicas
-        return replace(account, tenant=_part(account.tenant, share), user=_part(account.user, share))
 
     async def _ask(self, account: Account, cost: int) -> Verdict | None:
         """Return what Redis decides, or None when it does not answer."""
@@ -280,6 +282,10 @@ def _decide_both(account: Account, tenant_due_us: int, user_due_us: int, *, now_
         tenant_ahead_us=tenant_charged_us - now_us,
         user_ahead_us=user_charged_us - now_us,
     )
+
+
+def _shared(account: Account, share: int) -> Account:
+    return replace(account, tenant=_part(account.tenant, share), user=_part(account.user, share))
 
 
 def _part(rate: Rate, share: int) -> Rate:

@@ -1,7 +1,8 @@
 """Lets requests in, or says when to come back: by tenant and by user, by rate and by how many run at a time.
 
 Above: both faces, which ask before they work. Below: `tiers` (what is allowed), `counts` (what was spent), `places`
-(what runs). A neighbour's requests never count, and never stand in a queue before one's own.
+(what runs), `pauses` (before a refusal). A neighbour's requests never count, and never stand in a queue before one's
+own.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 from redis.asyncio import Redis
 
@@ -19,12 +20,15 @@ from rag.identity.principal import Principal
 from rag.limits.counts import REDIS_TIMEOUT_S, Account, Counts, LocalCounts, RedisCounts, Verdict
 from rag.limits.gcra import remaining
 from rag.limits.metrics import METRICS, LimitMetrics, RefusedBy
+from rag.limits.pauses import Pauses
 from rag.limits.places import Places
 from rag.limits.tiers import TierSource
 from rag.limits.values import Allowance, LimitStatus, Standing, TierLimits
 from rag.settings import Settings
 
 __all__ = ["Limiter", "TieredLimiter", "open_limiter"]
+
+MIN_RETRY_S = 0.001
 
 
 class Limiter(Protocol):
@@ -59,17 +63,26 @@ class TieredLimiter:
     """Holds each tenant, and each user within it, to what the tenant's tier allows. Satisfies `Limiter`."""
 
     def __init__(
-        self, *, tiers: TierSource, counts: Counts, places: Places | None = None, metrics: LimitMetrics = METRICS
+        self,
+        *,
+        tiers: TierSource,
+        counts: Counts,
+        places: Places | None = None,
+        pauses: Pauses | None = None,
+        metrics: LimitMetrics = METRICS,
     ) -> None:
         """Take the parts; what is open in them stays the caller's to close."""
         self._tiers = tiers
         self._counts = counts
         self._places = Places() if places is None else places
+        self._pauses = Pauses() if pauses is None else pauses
         self._metrics = metrics
 
     async def admit(self, principal: Principal, cost: int = 1) -> None:
         """See `Limiter.admit`."""
-        await self._charge(_account(principal, await self._tiers(principal)), cost)
+        verdict = await self._counts.charge(_account(principal, await self._tiers(principal)), cost)
+        if verdict.refused:
+            await self._refuse(verdict)
 
     @asynccontextmanager
     async def admitted(self, principal: Principal, cost: int = 1) -> AsyncGenerator[None]:
@@ -77,17 +90,23 @@ class TieredLimiter:
         limits = await self._tiers(principal)
         account = _account(principal, limits)
         # what is refused anyway neither waits for a place nor keeps another waiting
-        self._raise_if_refused(self._counts.refusal(account, cost))
+        known = self._counts.refusal(account, cost)
+        if known is not None and known.refused:
+            await self._refuse(known)
         try:
             await self._places.enter(principal.tenant_id, principal.subject, limits)
         except RateLimited:
             self._metrics.refused(RefusedBy.CONCURRENCY)
+            await self._pauses.before_refusing()
             raise
         try:
-            await self._charge(account, cost)
-            yield
+            verdict = await self._counts.charge(account, cost)
+            if not verdict.refused:
+                yield
+                return
         finally:
             self._places.leave(principal.tenant_id, principal.subject)
+        await self._refuse(verdict)
 
     async def status(self, principal: Principal) -> LimitStatus:
         """See `Limiter.status`."""
@@ -101,30 +120,35 @@ class TieredLimiter:
             user=_standing(limits.user, verdict.user_ahead_us, user_running),
         )
 
-    async def _charge(self, account: Account, cost: int) -> None:
-        self._raise_if_refused(await self._counts.charge(account, cost))
-
-    def _raise_if_refused(self, verdict: Verdict | None) -> None:
-        if verdict is None or not verdict.refused:
-            return
+    async def _refuse(self, verdict: Verdict) -> NoReturn:
         by = RefusedBy.TENANT if verdict.tenant_wait_us >= verdict.user_wait_us else RefusedBy.USER
         self._metrics.refused(by)
-        wait_us = max(verdict.tenant_wait_us, verdict.user_wait_us)
-        raise RateLimited(f"too many requests from this {by.value}", retry_after_s=wait_us / 1e6)
+        wait_s = max(verdict.tenant_wait_us, verdict.user_wait_us) / 1e6
+        paused_s = await self._pauses.before_refusing()
+        raise RateLimited(f"too many requests from this {by.value}", retry_after_s=max(wait_s - paused_s, MIN_RETRY_S))
 
 
 @asynccontextmanager
 async def open_limiter(
-    settings: Settings, tiers: TierSource, *, metrics: LimitMetrics = METRICS, clock: Clock = time.monotonic
+    settings: Settings,
+    tiers: TierSource,
+    *,
+    metrics: LimitMetrics = METRICS,
+    pauses: Pauses | None = None,
+    share: int = 1,
+    clock: Clock = time.monotonic,
 ) -> AsyncGenerator[Limiter]:
-    """Open a limiter that counts in Redis, or in this process where none is configured; closed when the block ends."""
+    """Open a limiter that counts in Redis, or in this process where none is configured; closed when the block ends.
+
+    Where it counts alone it lets in one part in `share`, the number of processes that serve together.
+    """
     if settings.redis_url is None:
-        yield TieredLimiter(tiers=tiers, counts=LocalCounts(clock=clock), metrics=metrics)
+        yield TieredLimiter(tiers=tiers, counts=LocalCounts(share=share, clock=clock), pauses=pauses, metrics=metrics)
         return
     redis = Redis.from_url(settings.redis_url, socket_timeout=REDIS_TIMEOUT_S, socket_connect_timeout=REDIS_TIMEOUT_S)
-    counts = RedisCounts(redis, installation=settings.issuer, metrics=metrics, clock=clock)
+    counts = RedisCounts(redis, installation=settings.issuer, metrics=metrics, share=share, clock=clock)
     try:
-        yield TieredLimiter(tiers=tiers, counts=counts, metrics=metrics)
+        yield TieredLimiter(tiers=tiers, counts=counts, pauses=pauses, metrics=metrics)
     finally:
         await counts.aclose()
         await redis.aclose()

@@ -1,13 +1,15 @@
 """What tasks have made: artifacts, folded from the log, and what a caller may choose from.
 
 Above: the MCP resources and completions. Below: `store`, `fold` and sql/queries/tasks.sql. Visible is what
-`store.get_task` shows: the tasks of the caller's tenant.
+`store.get_task` shows: the caller's own tasks, and those of whose groups it is in every one.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
+from typing import cast
 from uuid import UUID
 
 from rag.db.pool import Database
@@ -17,7 +19,7 @@ from rag.tasks.fold import fold_artifacts
 from rag.tasks.values import Artifact, EventKind, TaskEvent
 from sql import load_queries
 
-__all__ = ["Found", "artifact_names", "find_artifact", "latest_tasks", "tasks_between"]
+__all__ = ["Found", "artifact_names", "cited_documents", "find_artifact", "latest_tasks", "tasks_between"]
 
 _QUERIES = load_queries("tasks")
 
@@ -34,7 +36,7 @@ async def find_artifact(database: Database, principal: Principal, task_id: UUID,
     """Return the artifact of that name; of several, the one begun last.
 
     Raises:
-        NotFound: This tenant has no such task, or the task no such artifact.
+        NotFound: The caller sees no such task, or the task has no such artifact.
         SealRefused, Revoked, Unavailable: The database does not answer.
     """
     async with database.tenant(principal) as session:
@@ -58,6 +60,21 @@ async def artifact_names(database: Database, principal: Principal, task_id: UUID
     async with database.tenant(principal) as session:
         rows = await session.fetch(_QUERIES["artifact_names"], task_id=task_id)
     return sorted(str(row["name"]) for row in rows)
+
+
+def cited_documents(parts: Iterable[object]) -> tuple[str, ...]:
+    """Return the ids of the documents that the data parts of artifacts name as their sources.
+
+    They stand as every workflow of ours writes them: {"citations": [{"document_id": ...}]}. Other parts name none.
+    """
+    cited: dict[str, None] = {}
+    for part in parts:
+        citations = cast("dict[str, object]", part).get("citations") if isinstance(part, dict) else None
+        for citation in cast("list[object]", citations) if isinstance(citations, list) else []:
+            named = cast("dict[str, object]", citation).get("document_id") if isinstance(citation, dict) else None
+            if isinstance(named, str):
+                cited[named] = None
+    return tuple(cited)
 
 
 async def latest_tasks(database: Database, principal: Principal, *, limit: int) -> list[UUID]:

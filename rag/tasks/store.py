@@ -1,7 +1,7 @@
 """Tasks and their logs in PostgreSQL, for one tenant at a time. The log is the truth: all replicas read the same rows.
 
 Above: both faces and the worker. Below: `rag.db` and sql/queries/tasks.sql. Sessions are passed in, so that a caller
-decides what shares a transaction.
+decides what shares a transaction. Whose tasks a session sees is row-level security's (docs/adr/0011-task-readers.md).
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ async def get_task(session: Session, task_id: UUID) -> Task:
     """Return the task.
 
     Raises:
-        NotFound: This tenant has none of that id.
+        NotFound: There is none of that id that the session's caller sees.
     """
     row = await session.fetch_one(_QUERIES["get_task"], task_id=task_id)
     if row is None:
@@ -93,7 +93,7 @@ async def summarize_task(session: Session, task_id: UUID) -> TaskSummary:
     """Return the task with its latest status and the names of its artifacts.
 
     Raises:
-        NotFound: This tenant has none of that id.
+        NotFound: There is none of that id that the session's caller sees.
     """
     row = await session.fetch_one(_QUERIES["summarize_task"], task_id=task_id)
     if row is None:
@@ -124,7 +124,7 @@ async def list_tasks(
 
 
 async def count_tasks(session: Session, wanted: TaskFilter) -> int:
-    """Return how many of the tenant's tasks the filter matches."""
+    """Return how many of the tasks that the session's caller sees the filter matches."""
     return int(await session.fetch_value(_QUERIES["count_tasks"], **_filters(wanted)))
 
 
@@ -176,7 +176,7 @@ async def cancel(session: Session, task_id: UUID) -> None:
     """End the task as canceled; its worker loses the run in the same moment.
 
     Raises:
-        NotFound: This tenant has none of that id.
+        NotFound: There is none of that id that the session's caller sees.
         TaskNotCancelable: It has already ended.
     """
     await get_task(session, task_id)

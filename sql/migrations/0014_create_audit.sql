@@ -28,6 +28,12 @@ create table rag.audit (
     constraint audit_seq check (seq >= 1),
     constraint audit_outcome check (outcome ~ '^[a-z_]{1,32}$'),
     constraint audit_counts check (document_count >= cardinality(documents) and repeats >= 1),
+    -- beyond what the servers write (rag/audit/values.py): what an injected statement may append is no store of texts
+    constraint audit_sizes check (
+        length(door) <= 32 and length(method) <= 64 and length(target) <= 256 and length(actor) <= 256
+        and length(query_digest) <= 128 and length(query_text) <= 10000 and length(trace_id) <= 64
+        and cardinality(documents) <= 50
+    ),
     constraint audit_hashes check (length(previous) = 32 and length(hash) = 32)
 );
 

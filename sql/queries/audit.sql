@@ -3,8 +3,9 @@
 select rag.append_audit_v1(array[{context}::text] || {others}::text[], {entries}::jsonb, {durable}) as seq;
 
 -- chains
--- The end of every chain, by its own account and by what there is, in one snapshot; a chain can lack either.
-select coalesce(h.tenant_id, a.tenant_id) as tenant_id, t.name, h.seq as head_seq, h.hash as head_hash, a.seq as last_seq
+-- The end of every chain, by its own account and by what there is, in one snapshot; a chain can lack either, and a tenant's
+-- both: it must not go unmentioned, since it may have been deleted.
+select coalesce(t.tenant_id, h.tenant_id, a.tenant_id) as tenant_id, t.name, h.seq as head_seq, h.hash as head_hash, a.seq as last_seq
 from rag.audit_head h
 full join (
     with recursive chain as (
@@ -23,8 +24,8 @@ full join (
     )
     select tenant_id, seq from chain
 ) a on a.tenant_id = h.tenant_id
-left join rag.tenant t on t.tenant_id = coalesce(h.tenant_id, a.tenant_id)
-where {tenant_id}::uuid is null or coalesce(h.tenant_id, a.tenant_id) = {tenant_id}
+full join rag.tenant t on t.tenant_id = coalesce(h.tenant_id, a.tenant_id)
+where {tenant_id}::uuid is null or coalesce(t.tenant_id, h.tenant_id, a.tenant_id) = {tenant_id}
 order by t.name, 1;
 
 -- page

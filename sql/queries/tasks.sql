@@ -7,7 +7,7 @@ from rag.create_task_v2(
 ) c;
 
 -- get_task
--- One task of the caller's tenant.
+-- One task that the caller sees (docs/adr/0011-task-readers.md), as all of these.
 select *
 from rag.task
 where tenant_id = (select rag.current_tenant()) and task_id = {task_id};

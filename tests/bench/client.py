@@ -6,8 +6,8 @@ connections busy, since every CPU second that it takes is one that the server on
 limit comes back when told to; nothing else is retried, and what is not a good answer is counted as failed.
 
 The job: {"host", "port", "path", "token", "tool", "calls": [arguments, ...], "concurrency", "seconds", "lead_s",
-"seed", "wire" (2026-07-28 unless given), "tokens" (dealt out to the connections, instead of "token")}: what began
-within the first `lead_s` is not counted.
+"seed", "wire" (2026-07-28 unless given), "tokens" (dealt out to the connections, instead of "token"),
+"patient" (false: who is at a limit tries again at once)}: what began within the first `lead_s` is not counted.
 The result, on standard output: {"latencies_ms": [...], "seconds", "cpu_s", "failed", "limited", "first_failure",
 "hits"}, the last being the mean number of hits of an answer.
 """
@@ -137,7 +137,8 @@ async def _keep_asking(  # start_soon passes positions only
                     tally.hits += hits
             except _LimitedError as limited:
                 tally.limited += 1
-                await anyio.sleep(max(0.0, min(limited.wait_s, until - time.perf_counter())))
+                if job.get("patient", True):
+                    await anyio.sleep(max(0.0, min(limited.wait_s, until - time.perf_counter())))
             except (ValueError, KeyError, TimeoutError, anyio.EndOfStream, anyio.BrokenResourceError) as exc:
                 tally.failed += 1
                 tally.first_failure = tally.first_failure or f"{type(exc).__name__}: {exc}"

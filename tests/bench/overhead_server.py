@@ -30,6 +30,7 @@ from rag.identity.principal import Principal
 from rag.identity.scopes import Audience
 from rag.identity.scopes import Scope as TokenScope
 from rag.runtime import open_runtime
+from rag.serving import BoundedHttp
 from rag.settings import Settings
 
 
@@ -110,7 +111,7 @@ def _uvicorn(settings: Settings, app: ASGIApp, *, lifespan: Literal["on", "off"]
             host=settings.mcp_host,
             port=settings.mcp_port,
             loop="none",
-            http="httptools",
+            http="httptools" if lifespan == "off" else BoundedHttp,
             ws="none",
             lifespan=lifespan,
             log_config=None,

@@ -13,6 +13,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+import tempfile
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -159,18 +160,20 @@ async def run_server(
 
 async def drive(job: Mapping[str, Any]) -> dict[str, Any]:
     """Run the load generator on `job` and return its result."""
-    # in a thread: what a process of the event loop wrote last was cut off at 128 KiB now and then
-    done = await anyio.to_thread.run_sync(
-        lambda: subprocess.run(
-            [sys.executable, "-m", "tests.bench.client"],
-            input=json.dumps(job).encode(),
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            check=True,
-        ),
-        abandon_on_cancel=True,
-    )
-    return json.loads(done.stdout)
+    # into a file: of what came through a pipe, pieces were missing now and then
+    with tempfile.TemporaryFile() as out:
+        await anyio.to_thread.run_sync(
+            lambda: subprocess.run(
+                [sys.executable, "-m", "tests.bench.client"],
+                input=json.dumps(job).encode(),
+                cwd=ROOT,
+                stdout=out,
+                check=True,
+            ),
+            abandon_on_cancel=True,
+        )
+        out.seek(0)
+        return json.load(out)
 
 
 @asynccontextmanager

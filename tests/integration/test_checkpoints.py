@@ -180,7 +180,7 @@ class _Bait:
     text: str = ""
 
 
-async def test_our_tables_have_the_librarys_columns_and_a_tenant(setting: Setting) -> None:
+async def test_our_tables_have_the_librarys_columns_a_tenant_and_a_subject(setting: Setting) -> None:
     """A new version of the library that changes its tables must fail here first."""
     admin = await asyncpg.connect(setting.world.superuser_url)
     try:
@@ -189,7 +189,7 @@ async def test_our_tables_have_the_librarys_columns_and_a_tenant(setting: Settin
             await admin.execute(statement)  # one by one: CREATE INDEX CONCURRENTLY runs in no transaction
         for table in ("checkpoints", "checkpoint_blobs", "checkpoint_writes"):
             theirs, ours = [await _columns(admin, schema, table) for schema in ("library", "checkpoint")]
-            assert ours.pop("tenant_id") == ("uuid", True)
+            assert (ours.pop("tenant_id"), ours.pop("subject")) == (("uuid", True), ("text", True))
             assert ours == theirs
     finally:
         await admin.close()

@@ -6,7 +6,7 @@ import logging
 import signal
 import subprocess
 from collections.abc import AsyncGenerator, Callable, Generator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
 from typing import cast
 from uuid import uuid4
 
@@ -28,7 +28,7 @@ from rag.limits.metrics import LimitMetrics
 from rag.limits.tiers import TierSource, one_rate
 from rag.limits.values import Allowance, TierLimits
 from rag.settings import Settings
-from tests.support.callers import Hand, caller
+from tests.support.callers import PROMPT, Hand, caller
 from tests.support.redis_server import redis_server
 
 pytestmark = pytest.mark.anyio
@@ -49,19 +49,19 @@ def tier(*, tenant: int, user: int, per_minute: int = 1) -> TierSource:
 
 
 def local(tiers: TierSource, clock: Hand) -> Limiter:
-    return TieredLimiter(tiers=tiers, counts=LocalCounts(clock=clock))
+    return TieredLimiter(tiers=tiers, counts=LocalCounts(clock=clock), pauses=PROMPT)
 
 
 @asynccontextmanager
 async def in_process(tiers: TierSource) -> AsyncGenerator[Limiter]:
-    async with open_limiter(Settings(), tiers) as limiter:
+    async with open_limiter(Settings(), tiers, pauses=PROMPT) as limiter:
         yield limiter
 
 
 @asynccontextmanager
 async def in_redis(tiers: TierSource) -> AsyncGenerator[Limiter]:
     with redis_server() as (url, _):
-        async with open_limiter(Settings(redis_url=url), tiers) as limiter:
+        async with open_limiter(Settings(redis_url=url), tiers, pauses=PROMPT) as limiter:
             yield limiter
 
 
@@ -242,8 +242,8 @@ async def test_two_replicas_share_one_count_and_what_is_kept_expires() -> None:
     with redis_server() as (url, _):
         settings, tiers = Settings(redis_url=url), tier(tenant=8, user=5)
         async with (
-            open_limiter(settings, tiers) as first,
-            open_limiter(settings, tiers) as second,
+            open_limiter(settings, tiers, pauses=PROMPT) as first,
+            open_limiter(settings, tiers, pauses=PROMPT) as second,
             AsyncRedis.from_url(url) as redis,
         ):
             ada = caller()
@@ -292,7 +292,7 @@ async def test_a_tenant_at_its_limit_is_refused_without_asking_redis_each_time()
         def asked() -> int:
             return int(cast("dict[str, dict[str, int]]", redis.info("commandstats"))["cmdstat_evalsha"]["calls"])
 
-        async with open_limiter(Settings(redis_url=url), tier(tenant=5, user=3), clock=clock) as limiter:
+        async with open_limiter(Settings(redis_url=url), tier(tenant=5, user=3), clock=clock, pauses=PROMPT) as limiter:
             ada = caller()
             assert await let_in(limiter, ada) == 3
             known = asked()
@@ -308,7 +308,7 @@ async def test_a_tenant_at_its_limit_is_refused_without_asking_redis_each_time()
 async def test_a_redis_that_hangs_and_wakes_answers_each_caller_for_its_own_tenant() -> None:
     clock = Hand()
     with redis_server() as (url, process):
-        async with open_limiter(Settings(redis_url=url), one_rate(6), clock=clock) as limiter:
+        async with open_limiter(Settings(redis_url=url), one_rate(6), clock=clock, pauses=PROMPT) as limiter:
             spent, during, fresh = caller(), caller(), caller()
             await limiter.admit(spent)
             process.send_signal(signal.SIGSTOP)
@@ -367,8 +367,8 @@ async def test_without_redis_each_replica_lets_in_its_share_and_says_so_and_shar
     with redis_server() as (url, process):
         settings = Settings(redis_url=url)
         async with (
-            open_limiter(settings, tiers, clock=clock, metrics=dials[0].metrics) as first,
-            open_limiter(settings, tiers, clock=clock, metrics=dials[1].metrics) as second,
+            open_limiter(settings, tiers, clock=clock, metrics=dials[0].metrics, pauses=PROMPT) as first,
+            open_limiter(settings, tiers, clock=clock, metrics=dials[1].metrics, pauses=PROMPT) as second,
         ):
             for _ in range(2):  # each is seen by the other at its next announcement
                 await first.admit(caller())
@@ -401,8 +401,8 @@ async def test_a_replica_that_was_closed_is_not_counted_any_more() -> None:
     clock, tiers = Hand(), tier(tenant=12, user=12)
     with redis_server() as (url, process):
         settings = Settings(redis_url=url)
-        async with open_limiter(settings, tiers, clock=clock) as stays:
-            async with open_limiter(settings, tiers, clock=clock) as goes:
+        async with open_limiter(settings, tiers, clock=clock, pauses=PROMPT) as stays:
+            async with open_limiter(settings, tiers, clock=clock, pauses=PROMPT) as goes:
                 await goes.admit(caller())
             await stays.admit(caller())
             process.kill()
@@ -415,15 +415,32 @@ async def test_a_limiter_that_never_met_its_redis_counts_by_itself_and_closes() 
     with redis_server() as (url, process):
         process.kill()
         process.wait(timeout=5)
-        async with open_limiter(Settings(redis_url=url), one_rate(60), metrics=dial.metrics) as limiter:
+        async with open_limiter(Settings(redis_url=url), one_rate(60), metrics=dial.metrics, pauses=PROMPT) as limiter:
             assert await let_in(limiter, caller()) == 10
             assert dial.read()["bulkhead.limits.degraded", ""] == 1
     assert dial.read()["bulkhead.limits.degraded", ""] == 0
 
 
+@pytest.mark.parametrize("url", [None, "unix:///nowhere/redis"])
+async def test_processes_that_serve_together_and_count_alone_let_in_the_rate_together(url: str | None) -> None:
+    clock, ada, share = Hand(), caller(), 3
+    async with AsyncExitStack() as stack:
+        limiters = [
+            await stack.enter_async_context(
+                open_limiter(Settings(redis_url=url), one_rate(360), pauses=PROMPT, share=share, clock=clock)
+            )
+            for _ in range(share)
+        ]
+        assert [await let_in(limiter, ada) for limiter in limiters] == [20, 20, 20]
+        clock.now += 1.1
+        assert [await let_in(limiter, ada) for limiter in limiters] == [2, 2, 2]
+        standing = await limiters[0].status(ada)
+        assert (standing.tenant.burst, standing.tenant.remaining) == (60, 0)
+
+
 async def test_refusals_are_counted_by_the_limit_that_they_met() -> None:
     dial = Dial()
-    async with open_limiter(Settings(), tier(tenant=3, user=2), metrics=dial.metrics) as limiter:
+    async with open_limiter(Settings(), tier(tenant=3, user=2), metrics=dial.metrics, pauses=PROMPT) as limiter:
         ada = caller()
         bob = caller(ada.tenant_id, "bob")
         await limiter.admit(ada, 2)

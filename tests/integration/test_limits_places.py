@@ -15,11 +15,12 @@ from rag.identity.principal import Principal
 from rag.limits.counts import LocalCounts
 from rag.limits.limiter import Limiter, TieredLimiter, open_limiter
 from rag.limits.metrics import LimitMetrics
+from rag.limits.pauses import Pauses
 from rag.limits.places import Places
 from rag.limits.tiers import TierSource
 from rag.limits.values import Allowance, TierLimits
 from rag.settings import Settings
-from tests.support.callers import caller
+from tests.support.callers import PROMPT, caller
 from tests.support.redis_server import redis_server
 
 pytestmark = pytest.mark.anyio
@@ -44,7 +45,7 @@ def tier(*, tenant: int, user: int, burst: int = 10_000) -> TierSource:
 
 def limiter_of(tiers: TierSource, *, wait_s: float = LONG_S) -> tuple[Limiter, Places]:
     places = Places(wait_s=wait_s)
-    return TieredLimiter(tiers=tiers, counts=LocalCounts(), places=places), places
+    return TieredLimiter(tiers=tiers, counts=LocalCounts(), places=places, pauses=PROMPT), places
 
 
 @asynccontextmanager
@@ -205,7 +206,7 @@ async def test_a_tenant_at_all_of_its_limits_leaves_a_neighbour_every_place_and_
 
     with redis_server() as (url, _):
         async with (
-            open_limiter(Settings(redis_url=url), tier(tenant=20, user=20, burst=20)) as limiter,
+            open_limiter(Settings(redis_url=url), tier(tenant=20, user=20, burst=20), pauses=PROMPT) as limiter,
             anyio.create_task_group() as tasks,
         ):
             for _ in range(1000):
@@ -233,3 +234,23 @@ async def test_a_missing_place_is_counted_among_the_refusals() -> None:
     found = {metric.name: metric.data for metric in data.resource_metrics[0].scope_metrics[0].metrics}
     points = [(dict(point.attributes or {}), point.value) for point in found["bulkhead.limits.refusals"].data_points]  # pyright: ignore[reportAttributeAccessIssue]
     assert points == [({"scope": "concurrency"}, 1)]
+
+
+async def test_a_refusal_is_held_back_without_a_place_and_no_more_of_them_than_may_be() -> None:
+    pauses = Pauses(pause_s=LONG_S, max_paused=1)
+    limiter = TieredLimiter(tiers=tier(tenant=5, user=5, burst=1), counts=LocalCounts(), pauses=pauses)
+    ada = caller()
+    await limiter.admit(ada)
+    refusals: list[RateLimited] = []
+
+    async def insist() -> None:
+        refusals.append(await refused(limiter, ada))
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(insist)
+        await anyio.wait_all_tasks_blocked()
+        assert refusals == []
+        assert (await limiter.status(ada)).tenant.running == 0
+        await insist()
+        assert len(refusals) == 1
+        tasks.cancel_scope.cancel()

@@ -27,7 +27,7 @@ from rag.limits.values import Allowance, TierLimits
 from rag.settings import Settings
 from rag.tenants.operator import Tier
 from tests.support.agents import Rpc, a2a_server
-from tests.support.callers import Hand, caller
+from tests.support.callers import PROMPT, Hand, caller
 from tests.support.servers import mcp_server
 from tests.support.world import World
 
@@ -84,7 +84,7 @@ async def test_each_tenant_may_ask_for_what_its_own_tier_says(world: World) -> N
     async with open_maintenance(world.settings.maintenance_database_url, application="test") as session:
         tiers = await list_tiers(session)
     assert [one.name for one in tiers] == ["free", "pro", "enterprise"]
-    async with world.database() as database, open_limiter(Settings(), TierCache(database)) as limiter:
+    async with world.database() as database, open_limiter(Settings(), TierCache(database), pauses=PROMPT) as limiter:
         for tenant, booked in zip(tenants, tiers, strict=True):
             ada = world.principal(tenant)
             standing = await limiter.status(ada)

@@ -1,4 +1,4 @@
-"""A database with the documents and vectors of two tenants, as version 7 left it, is migrated: all is kept, and found.
+"""A database with the documents, vectors and tasks that version 7 left is migrated: all is kept, and found.
 
 What was there is written by that version's own functions, kept in its migrations, under the seals of its callers.
 """
@@ -22,6 +22,7 @@ from rag.corpus.store import NewDocument, Outcome, delete_document, document_id_
 from rag.db.migrate import bootstrap, ensure_database, install_seal_keys, migrate, register_embedding_model
 from rag.db.pool import Database, Session
 from rag.db.vectors import halfvec
+from rag.errors import NotFound
 from rag.identity.principal import Principal
 from rag.identity.seal import load_seal_keys
 from rag.installation import embedded_settings
@@ -29,6 +30,7 @@ from rag.llm.minilm import MODEL, MiniLmEmbedder, load_minilm
 from rag.retrieval.search import search
 from rag.retrieval.values import Mode, SearchRequest
 from sql import Query, migrations
+from tests.support import tasks
 from tests.support.index import index_faults
 from tests.support.retrieval import only, retriever
 from tests.support.world import Cluster, World, cluster_passwords
@@ -72,6 +74,18 @@ FIND = Query(
     description="",
     text="select source, number from rag.search_v1($1, $2, null, 1::smallint, 50, 1, 0, 200)",
     parameters=("context", "query"),
+)
+ACCEPT = Query(
+    name="accept",
+    description="",
+    text="select rag.create_task_v1($1, 'c', 'rag', '{}', '{}', '{tasks:run}', $2::text[], null, $3::text[], $4, null)",
+    parameters=("task", "groups", "tokens", "issued_at"),
+)
+CHECKPOINT = Query(
+    name="checkpoint",
+    description="",
+    text="insert into checkpoint.checkpoints (thread_id, checkpoint_id, checkpoint) values ($1, 'x', '{}')",
+    parameters=("thread",),
 )
 QUERIES = (
     "landlord notice",
@@ -199,6 +213,33 @@ async def test_what_version_7_stored_is_kept_and_found_and_stays_private(old: Wo
         assert [len((await search(asked, me, moved)).hits) for me in (member, ada, gil)] == [1, 0, 1]
     for tenant in (ACME, GLOBEX):
         assert await index_faults(old, tenant) == []
+
+
+async def test_tasks_of_version_7_belong_to_those_who_are_in_their_groups(old: World) -> None:
+    admin = await asyncpg.connect(old.superuser_url)
+    await admin.execute("insert into rag.tenant (tenant_id, name) values ($1, 'acme')", ACME)
+    bob = dataclasses.replace(old.principal(ACME, user="bob"), groups=("board",))
+    task = UUID(int=7)
+    async with old.database() as database, database.tenant(bob) as session:
+        await session.fetch(ACCEPT, task=task, groups=["board"], tokens=list(bob.token_ids), issued_at=bob.issued_at)
+        await session.fetch(CHECKPOINT, thread=str(task))
+    assert old.settings.owner_database_url is not None
+    await migrate(old.settings.owner_database_url)
+    assert await admin.fetchval("select subject from checkpoint.checkpoints") == "bob"
+    await admin.close()
+    eve, member = [
+        dataclasses.replace(bob, subject=user, groups=groups) for user, groups in (("eve", ()), ("ann", ("x", "board")))
+    ]
+    async with old.database(claims=True) as database:
+        for who, number in ((bob, 1), (member, 1), (eve, 0)):
+            assert len(await tasks.events(database, who, task)) == number
+        # a server of the version before goes on until it is replaced
+        async with database.tenant(bob) as session:
+            more = {"task": UUID(int=8), "groups": ["board"], "tokens": list(bob.token_ids), "issued_at": bob.issued_at}
+            await session.fetch(ACCEPT, **more)
+        assert (await tasks.read(database, bob, UUID(int=8))).grant.groups == ("board",)
+        with pytest.raises(NotFound):
+            await tasks.read(database, eve, UUID(int=8))
 
 
 async def test_an_empty_version_7_is_migrated(old: World) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from rag.audit.values import Entry
 from rag.db.pool import Database
-from rag.errors import SealRefused
+from rag.errors import BulkheadError, SealRefused
 from sql import Query, load_queries
 from tests.support.audit import audit_log, audit_rows, audit_verdict
 from tests.support.world import World
@@ -82,6 +82,27 @@ async def test_who_did_it_is_what_the_seal_says(world: World) -> None:
     [row] = await audit_rows(world, acme)
     assert (row.seq, row.subject, row.token_ids) == (1, "eve", principal.token_ids)
     assert (await audit_verdict(world, acme)).fault is None
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"target": "t" * 257},
+        {"method": "m" * 65},
+        {"door": "d" * 33},
+        {"actor": "a" * 257},
+        {"trace_id": "0" * 65},
+        {"query_digest": "0" * 129},
+        {"documents": ["d"] * 51, "document_count": 51},
+        {"outcome": "The text of a document."},
+    ],
+)
+async def test_no_row_is_made_a_store_of_texts(world: World, more: dict[str, Any]) -> None:
+    acme = await world.tenant("acme")
+    async with world.database() as database:
+        with pytest.raises(BulkheadError):
+            await append(database, database.seal(world.principal(acme)), entries=[{**ROW, **more}])
+    assert await audit_rows(world, acme) == []
 
 
 async def test_a_neighbours_traffic_changes_nothing_in_a_chain(world: World) -> None:

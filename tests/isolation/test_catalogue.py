@@ -37,7 +37,7 @@ GRANTS = {
     ("bulkhead_app", "rag.audience"): {"SELECT"},
     ("bulkhead_app", "rag.term"): {"SELECT"},
     ("bulkhead_app", "rag.spelling"): {"SELECT"},
-    ("bulkhead_app", "rag.task"): {"SELECT", "INSERT", "UPDATE"},
+    ("bulkhead_app", "rag.task"): {"SELECT", "INSERT"},
     ("bulkhead_app", "rag.task_event"): {"SELECT", "INSERT"},
     ("bulkhead_app", "checkpoint.checkpoints"): {"SELECT", "INSERT", "UPDATE", "DELETE"},
     ("bulkhead_app", "checkpoint.checkpoint_blobs"): {"SELECT", "INSERT", "UPDATE", "DELETE"},
@@ -59,6 +59,9 @@ GRANTS = {
     ("bulkhead_maintenance", "rag.audit_head"): {"SELECT"},
 }
 COLUMN_GRANTS = {
+    # where it stands, and nothing of whose it is
+    ("bulkhead_app", "rag.task"): {("UPDATE", "state"), ("UPDATE", "version"), ("UPDATE", "updated_at")},
+    ("bulkhead_queue", "rag.task"): {("SELECT", "tenant_id"), ("SELECT", "task_id")},
     ("bulkhead_app", "rag.vector_index"): {("SELECT", "tenant_id"), ("SELECT", "model_id"), ("SELECT", "ready")},
     # how many vectors a tenant has, and nothing of what is in them
     ("bulkhead_maintenance", "rag.corpus_change"): {("SELECT", "tenant_id"), ("SELECT", "chunks")},
@@ -71,6 +74,7 @@ CONTENT = {"rag.audience", "rag.document", "rag.chunk", "rag.embedding", "rag.po
     "rag.tombstone",
 }
 """Tell something of what documents say: only to those who may read them, or who share all of their groups."""
+TENANT = "(tenant_id = ( SELECT rag.current_tenant() AS current_tenant))"
 CONTROL = {
     # who passes row-level security where, besides the sealed tenant: whole tables, for reading and writing
     ("bulkhead_owner", "rag.tenant"): ("true", "true"),
@@ -78,6 +82,8 @@ CONTROL = {
     ("bulkhead_owner", "seal.revocation"): ("true", "true"),
     ("bulkhead_maintenance", "seal.revocation"): ("true", "true"),
     ("bulkhead_owner", "rag.audience"): ("true", "true"),
+    # whose run its functions touch: only what the policies below leave of it
+    ("bulkhead_queue", "rag.task"): (TENANT, "false"),
     ("bulkhead_maintenance", "rag.vector_index"): ("true", "true"),
     ("bulkhead_maintenance", "rag.corpus_change"): ("true", "false"),
     ("bulkhead_maintenance", "rag.embedding"): ("true", "false"),
@@ -89,12 +95,15 @@ CONTROL = {
 }
 DEFINERS = {
     "seal.verified_context": "bulkhead_owner",
-    "seal.mint_v1": "bulkhead_owner",
     "seal.mint_v2": "bulkhead_owner",
+    "seal.mint_v3": "bulkhead_owner",
     "rag.current_audiences": "bulkhead_owner",
     "rag.audience_of_v1": "bulkhead_owner",
     "rag.current_tenant": "bulkhead_owner",
     "rag.current_subject": "bulkhead_owner",
+    "rag.current_groups": "bulkhead_owner",
+    "rag.current_task": "bulkhead_owner",
+    "rag.is_own_grant_v1": "bulkhead_owner",
     "rag.append_audit_v1": "bulkhead_owner",
     "queue.enqueue_embedding_v2": "bulkhead_queue",
     "queue.claim_embeddings_v2": "bulkhead_queue",
@@ -134,6 +143,7 @@ UNSCOPED = {
     "rag/tenants/models.py": "the maintenance login's verbs",
     "rag/tenants/operator.py": "the maintenance login's verbs",
 }
+CHECKPOINTS = ("checkpoints", "checkpoint_blobs", "checkpoint_writes")
 OURS = "n.nspname in ('rag', 'seal', 'queue', 'checkpoint', 'migration')"
 
 
@@ -195,21 +205,30 @@ async def test_every_policy_for_the_app_role_compares_with_the_sealed_tenant_and
         assert found == {wall}, policy["name"]
 
 
-async def test_what_narrows_the_wall_is_a_condition_of_writing_on_three_tables(world: World) -> None:
+async def test_what_narrows_the_wall_is_on_a_list(world: World) -> None:
     """Restrictive policies only take away; the permissive ones above say what there is to take from."""
     policies = await rows(
         world,
         f"""
         select format('%s.%s', n.nspname, c.relname) as name, p.polcmd::text as verb,
-            p.polroles = array['bulkhead_app'::regrole::oid] as of_app
+            array(select r::regrole::text from unnest(p.polroles) r order by 1) as roles,
+            regexp_replace(pg_get_expr(p.polqual, c.oid), '\\s', '', 'g') as reads, p.polwithcheck is null as as_read
         from pg_policy p join pg_class c on c.oid = p.polrelid join pg_namespace n on n.oid = c.relnamespace
         where {OURS} and not p.polpermissive
         """,
     )
-    assert {tuple(policy) for policy in policies} == {
-        ("rag.tombstone", "a", True),
-        ("rag.chunk", "a", True),
-        ("rag.embedding", "a", True),
+    found = {(row["name"], row["verb"], tuple(row["roles"]), row["reads"], row["as_read"]) for row in policies}
+    app, queue = ("bulkhead_app",), ("bulkhead_app", "bulkhead_queue")
+    subject = "(subject=(SELECTrag.current_subject()AScurrent_subject))"
+    readers = (
+        f"({subject}OR(groups<@(SELECTrag.current_groups()AScurrent_groups))"
+        "OR(task_id=(SELECTrag.current_task()AScurrent_task)))"
+    )
+    inserts = {"rag.tombstone", "rag.chunk", "rag.embedding", "rag.task", "rag.task_event"}
+    assert found == {
+        *((name, "a", app, None, False) for name in inserts),
+        *((name, "*", queue, readers, True) for name in ("rag.task", "rag.task_event")),
+        *((f"checkpoint.{name}", "*", app, subject, True) for name in CHECKPOINTS),
     }
 
 

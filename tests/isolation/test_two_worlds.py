@@ -20,6 +20,7 @@ import asyncpg
 import orjson
 import pytest
 
+from rag.corpus.collection import collection
 from rag.corpus.compaction import compact_due
 from rag.corpus.embedding import embed_due
 from rag.corpus.store import (
@@ -39,7 +40,11 @@ from rag.llm.minilm import MiniLmEmbedder, load_minilm
 from rag.retrieval.cache import LocalResultCache
 from rag.retrieval.filters import parse_filter
 from rag.retrieval.search import Retriever, search
+from rag.retrieval.similar import SimilarRequest, find_similar
 from rag.retrieval.values import Fusion, Mode, SearchRequest
+from rag.tasks import store
+from rag.tasks.values import TaskFilter
+from tests.support import tasks
 from tests.support.retrieval import only, retriever
 from tests.support.world import Cluster, world
 
@@ -126,11 +131,31 @@ async def look(stage: Stage) -> object:
     answers += [await titles_from(stage.database, stage.alice, typed) for typed in ("", "of", "THE SECRET")]
     answers.append(await ids_between(stage.database, stage.alice, UUID(int=0), UUID(int=2**128 - 1), limit=3))
     answers.append(await recent_tags(stage.database, stage.alice, "", limit=100))
+    answers.append(await collection(stage.database, stage.alice, default_model=1))
+    for one in page.documents:
+        answers.append(await find_similar(stage.plain, stage.alice, SimilarRequest(document_id=one.document_id)))
+    async with stage.database.tenant(stage.alice) as session:
+        for size in (1, 50):
+            listed = await store.list_tasks(session, TaskFilter(), page_size=size)
+            answers.append([(task.input, task.state, task.version) for task in listed])
+        answers.append(await store.count_tasks(session, TaskFilter()))
+        answers.append(sorted((await store.count_own_tasks(session, stage.alice)).items()))
     return answers
+
+
+def ask(question: str) -> Act:
+    """Start a task as Alice."""
+
+    async def act(stage: Stage) -> object:
+        await tasks.accept(stage.database, stage.alice, question=question)
+        return question
+
+    return act
 
 
 STORY: Sequence[Act] = (
     look,
+    ask("who pays the harbour dues?"),
     put("lease", TEXTS["lease"], metadata={"year": 1934}),
     put("ship", TEXTS["ship"], metadata={"year": 1912, "tags": ["sea"]}),
     look,
@@ -148,6 +173,7 @@ STORY: Sequence[Act] = (
     remove("ship"),
     remove("ship"),
     remove("hidden/merger"),
+    ask("and who does not?"),
     look,
     Stage.compact,
     look,
@@ -230,6 +256,7 @@ class Crowd:
             await put_document(stage.database, me, new)
             await search(stage.caching, me, SearchRequest(query="harbour notice"))
             await search(stage.caching, me, SearchRequest(query="harbuor takeovr"))
+        await tasks.accept(stage.database, me, question="what of the secret takeover?")
         gone = document_id_of(me.tenant_id, f"{self.prefix}merger")
         if self.turn % 2:
             with suppress(NotFound):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
 from uuid import UUID, uuid4
 
 import asyncpg
@@ -20,7 +19,7 @@ from mcp_server.suggestions import MAX_VALUES, _numbers, _uuids  # pyright: igno
 from rag.corpus.titles import MAX_LOOKED_AT, titles_from
 from rag.identity.scopes import Scope
 from sql import Query, load_queries
-from tests.support.mcp import ERAS, Era, McpScene, mcp_scene, new_scene, refused
+from tests.support.mcp_scene import ERAS, Era, McpScene, mcp_scene, refused
 from tests.support.world import Cluster, world
 
 pytestmark = pytest.mark.anyio
@@ -36,19 +35,6 @@ MANY = """
         hashtext($1::text) * 100000::bigint - n, 0
     from generate_series(1, $3::integer) n
 """
-
-
-@pytest.fixture(scope="module", name="stage")
-async def stage_fixture(cluster: Cluster) -> AsyncGenerator[McpScene]:
-    """A server for all tests of this file."""
-    async with world(cluster) as own, mcp_scene(own) as stage:
-        yield stage
-
-
-@pytest.fixture(name="scene")
-async def scene_fixture(stage: McpScene) -> McpScene:
-    """The server, and tenants of the test's own."""
-    return await new_scene(stage.world, stage.server)
 
 
 async def asked(
@@ -220,11 +206,11 @@ async def test_what_cannot_be_completed_is_refused(scene: McpScene, era: Era) ->
     ]
     async with scene.client(era=era) as client:
         for ref in unknown:
-            async with refused(-32602) as error:
+            with refused(-32602) as error:
                 await asked(client, ref, "id", "")
             assert error.value.message.startswith("Unknown ref")
         for ref, name, names in ((DOCUMENT, "n", "id"), (ANSWER, "", "question, style, tag")):
-            async with refused(-32602) as error:
+            with refused(-32602) as error:
                 await asked(client, ref, name, "")
             assert error.value.message.endswith(f"these arguments and no others: {names}")
 
@@ -234,18 +220,19 @@ async def test_without_the_scope_nothing_is_completed(scene: McpScene) -> None:
     for era in ERAS:
         async with scene.client(era=era, scopes=frozenset({Scope.TASKS_RUN})) as client:
             for ref, name in ((COMPARE, "document_a"), (ANSWER, "style"), (DOCUMENT, "id")):
-                async with refused(40300) as error:
+                with refused(40300) as error:
                     await asked(client, ref, name, "")
                 assert error.value.message == "this needs the scope corpus:read"
             assert await values(client, ARTIFACT, "id", "") == []
-        async with scene.client(era=era, scopes=frozenset({Scope.CORPUS_READ})) as client, refused(40300):
-            await asked(client, ARTIFACT, "id", "")
+        async with scene.client(era=era, scopes=frozenset({Scope.CORPUS_READ})) as client:
+            with refused(40300):
+                await asked(client, ARTIFACT, "id", "")
 
 
 async def test_completion_is_limited_like_everything(cluster: Cluster) -> None:
     # a burst of ten seconds' worth: three requests
     async with world(cluster) as own, mcp_scene(own, request_limit_per_minute=18) as scene, scene.client() as client:
-        async with refused(42900) as error:
+        with refused(42900) as error:
             for _ in range(5):
                 await asked(client, ANSWER, "style", "")
         assert error.value.data["retryAfterMs"] > 0

@@ -1,7 +1,8 @@
-"""A client that goes away in the middle of a search leaves nothing running in the database."""
+"""A client that goes away, or whose call takes too long, leaves nothing running in the database."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -9,17 +10,20 @@ from typing import Any
 import anyio
 import asyncpg
 import httpx2
-import orjson
 import pytest
 
 from rag.identity.scopes import Audience
+from tests.support.mcp_wire import LEGACY, MODERN, answered, raw_request
 from tests.support.servers import McpServer, mcp_server
 from tests.support.world import World
 
 pytestmark = pytest.mark.anyio
 BOUND_S = 10.0
 """Below the statement's own limit of 15 s: what ends within this was cancelled."""
-META = {"io.modelcontextprotocol/protocolVersion": "2026-07-28", "io.modelcontextprotocol/clientCapabilities": {}}
+PUT = {
+    "name": "put_document",
+    "arguments": {"source": "log.txt", "title": "Log", "text": "All hands to the pumps."},
+}
 RUNNING = """
 select count(*) from pg_stat_activity
 where datname = current_database() and application_name = 'test-mcp'
@@ -54,17 +58,7 @@ async def statements(connection: asyncpg.Connection, wanted: int) -> None:
 def search(wire: str, meta: dict[str, Any], *, query: str = "fraud") -> tuple[bytes, dict[str, str]]:
     """Return a search as a raw request of one revision."""
     params: dict[str, Any] = {"name": "hybrid_search", "arguments": {"query": query, "mode": "keyword"}}
-    headers = {
-        "accept": "application/json, text/event-stream",
-        "content-type": "application/json",
-        "mcp-protocol-version": wire,
-    }
-    if wire == "2026-07-28":
-        headers |= {"mcp-method": "tools/call", "mcp-name": "hybrid_search"}
-        meta = {**META, **meta}
-    if meta:
-        params["_meta"] = meta
-    return orjson.dumps({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params}), headers
+    return raw_request("tools/call", {**params, "_meta": meta} if meta else params, revision=wire)
 
 
 async def ask(server: McpServer, token: str, body: bytes, headers: dict[str, str]) -> httpx2.Response:
@@ -74,7 +68,18 @@ async def ask(server: McpServer, token: str, body: bytes, headers: dict[str, str
         return await http.post(server.url, content=body, headers=authorized)
 
 
-@pytest.mark.parametrize("wire", ["2025-11-25", "2026-07-28"])
+async def abandoned(
+    server: McpServer, token: str, observer: asyncpg.Connection, body: bytes, headers: dict[str, str]
+) -> None:
+    """Send a request, and close its connection once its statement runs."""
+    async with anyio.create_task_group() as clients:
+        clients.start_soon(ask, server, token, body, headers)
+        await statements(observer, 1)
+        clients.cancel_scope.cancel()
+
+
+@pytest.mark.requirement("patterns.cancellation.disconnect")
+@pytest.mark.parametrize("wire", [LEGACY, MODERN])
 @pytest.mark.parametrize("meta", [{}, {"progressToken": 1}], ids=["plain", "with progress"])
 async def test_a_search_whose_client_left_is_cancelled_down_to_its_statement(
     world: World, wire: str, meta: dict[str, Any]
@@ -83,14 +88,11 @@ async def test_a_search_whose_client_left_is_cancelled_down_to_its_statement(
     body, headers = search(wire, meta)
     async with mcp_server(world) as server:
         async with locked(world) as observer:
-            async with anyio.create_task_group() as clients:
-                clients.start_soon(ask, server, token, body, headers)
-                await statements(observer, 1)
-                clients.cancel_scope.cancel()
+            await abandoned(server, token, observer, body, headers)
             await statements(observer, 0)
         # the connection went back whole
         response = await ask(server, token, *search(wire, {}))
-        assert orjson.loads(response.content)["result"]["structuredContent"]["hits"] == []
+        assert answered(response)["result"]["structuredContent"]["hits"] == []
 
 
 async def test_a_crowd_that_left_leaves_the_pool_as_it_was(world: World) -> None:
@@ -99,31 +101,48 @@ async def test_a_crowd_that_left_leaves_the_pool_as_it_was(world: World) -> None
         async with locked(world) as observer:
             async with anyio.create_task_group() as clients:
                 for number in range(30):
-                    clients.start_soon(ask, server, token, *search("2026-07-28", {}, query=f"fraud {number}"))
+                    clients.start_soon(ask, server, token, *search(MODERN, {}, query=f"fraud {number}"))
                 await statements(observer, world.settings.pool_size)
                 clients.cancel_scope.cancel()
             await statements(observer, 0)
         for _ in range(world.settings.pool_size + 1):
-            assert (await ask(server, token, *search("2026-07-28", {}))).status_code == 200
+            assert (await ask(server, token, *search(MODERN, {}))).status_code == 200
+
+
+@pytest.mark.requirement("patterns.cancellation.disconnect")
+async def test_a_write_of_a_client_that_left_is_not_done(world: World) -> None:
+    token = world.token(await world.tenant("acme"), audience=Audience.MCP)
+    async with mcp_server(world) as server:
+        async with locked(world) as observer:
+            await abandoned(server, token, observer, *raw_request("tools/call", PUT, revision=MODERN))
+            await statements(observer, 0)
+        response = await ask(server, token, *search(MODERN, {}, query="pumps"))
+        assert answered(response)["result"]["structuredContent"]["hits"] == []
 
 
 async def test_a_write_of_an_older_client_goes_on_without_it(world: World) -> None:
     token = world.token(await world.tenant("acme"), audience=Audience.MCP)
-    _, headers = search("2025-11-25", {})
-    put = {
-        "name": "put_document",
-        "arguments": {"source": "log.txt", "title": "Log", "text": "All hands to the pumps."},
-    }
-    body = orjson.dumps({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": put})
     async with mcp_server(world) as server:
         async with locked(world) as observer:
-            async with anyio.create_task_group() as clients:
-                clients.start_soon(ask, server, token, body, headers)
-                await statements(observer, 1)
-                clients.cancel_scope.cancel()
+            await abandoned(server, token, observer, *raw_request("tools/call", PUT))
             await statements(observer, 1)
         with anyio.fail_after(BOUND_S):
             while True:
-                response = await ask(server, token, *search("2025-11-25", {}, query="pumps"))
-                if orjson.loads(response.content)["result"]["structuredContent"]["hits"]:
+                response = await ask(server, token, *search(LEGACY, {}, query="pumps"))
+                if answered(response)["result"]["structuredContent"]["hits"]:
                     return
+
+
+@pytest.mark.heavy
+@pytest.mark.requirement("tools.timeout")
+@pytest.mark.parametrize("wire", [LEGACY, MODERN])
+async def test_a_call_that_hangs_ends_within_its_bound_and_says_so(world: World, wire: str) -> None:
+    token = world.token(await world.tenant("acme"), audience=Audience.MCP)
+    async with mcp_server(world) as server:
+        async with locked(world):
+            began = time.monotonic()
+            result = answered(await ask(server, token, *search(wire, {})))["result"]
+            assert time.monotonic() - began < 20.0
+        assert result["isError"]
+        assert result["_meta"]["bulkhead/code"] == "unavailable"
+        assert not answered(await ask(server, token, *search(wire, {})))["result"]["isError"]

@@ -107,12 +107,12 @@ async def scene_fixture(world: World) -> AsyncGenerator[Scene]:
         yield scene
 
 
-def request(method: str, given_params: object, *, modern: bool = False) -> bytes:
+def request(method: str, given_params: object, *, modern: bool = False, given_id: str | int = 7) -> bytes:
     """Return a well-formed request."""
     filled: Any = given_params
     if modern and isinstance(filled, dict):
         filled = {**cast("dict[str, Any]", filled), "_meta": META}
-    return encoded({"jsonrpc": "2.0", "id": 7, "method": method, "params": filled})
+    return encoded({"jsonrpc": "2.0", "id": given_id, "method": method, "params": filled})
 
 
 def encoded(message: object) -> bytes:
@@ -246,10 +246,11 @@ async def _exchange(stream: anyio.abc.ByteStream, data: bytes) -> bytes:
 @given(
     method=st.sampled_from(sorted(LANE_METHODS)),
     given_params=params.filter(lambda value: isinstance(value, dict)),
+    given_id=st.integers(-(2**70), 2**70) | st.sampled_from([2**63 - 1, 2**63, -(2**63)]) | st.text(max_size=5),
     wire=st.sampled_from(["2025-11-25", "2026-07-28"]),
 )
 async def test_the_lane_and_the_transport_answer_alike(
-    scene: Scene, method: str, given_params: dict[str, Any], wire: str
+    scene: Scene, method: str, given_params: dict[str, Any], given_id: str | int, wire: str
 ) -> None:
     if given_params.get("name") in {"put_document", "put_documents", "delete_document", "delegate_task", "cancel_task"}:
         return  # the second of two writes says something else
@@ -260,7 +261,7 @@ async def test_the_lane_and_the_transport_answer_alike(
         name = given_params.get("name") if method != "resources/read" else given_params.get("uri")
         if isinstance(name, str) and name.isascii() and name.isprintable() and name == name.strip():
             headers["mcp-name"] = name
-    body = request(method, given_params, modern=modern)
+    body = request(method, given_params, modern=modern, given_id=given_id)
     fast = await scene.post(body, **headers)
     slow = await scene.post(body, **headers, accept=BOTH_RARELY_SAID)
     assert fast.status_code == slow.status_code

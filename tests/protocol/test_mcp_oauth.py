@@ -21,11 +21,11 @@ from mcp.client.auth import OAuthClientProvider
 from mcp.client.streamable_http import streamable_http_client
 from mcp.shared.auth import AuthorizationCodeResult, OAuthClientInformationFull, OAuthClientMetadata, OAuthToken
 from mcp.shared.exceptions import MCPError
-from mcp_types import CallToolResult
 from pydantic import AnyUrl
 
 from rag.identity.scopes import Audience, Scope
 from rag.tenants.operator import Tenant
+from tests.support.mcp_scene import good
 from tests.support.oauth_server import AuthorizationServer, authorization_server
 from tests.support.servers import McpServer, mcp_server
 from tests.support.world import World
@@ -130,12 +130,6 @@ async def scene_fixture(world: World) -> AsyncGenerator[Scene]:
         )
         async with mcp_server(dataclasses.replace(world, settings=settings)) as server:
             yield Scene(world=world, issuer=issuer, server=server, acme=acme)
-
-
-def good(result: CallToolResult) -> dict[str, Any]:
-    """Return the structured content of a result that must not be an error."""
-    assert not result.is_error, result.content
-    return result.structured_content
 
 
 @pytest.mark.parametrize("era", ["auto", "legacy"])

@@ -1,4 +1,4 @@
-"""`python -m mcp_server` as deployed: over TLS, its spans exported, its logs without content, its end in order."""
+"""`python -m mcp_server` as deployed: TLS, spans and metrics exported, logs without content, an end in order."""
 
 from __future__ import annotations
 
@@ -15,21 +15,16 @@ import anyio.abc
 import httpx
 import orjson
 import pytest
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
-from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import Response
-from starlette.routing import Route
 
-from rag.clients.mcp import mcp_client
-from rag.errors import Unavailable
+from rag.clients.mcp import McpClient, mcp_client
+from rag.errors import RateLimited, Unavailable
 from rag.identity.scopes import Audience
 from rag.identity.tls import ensure_development_tls
 from rag.runtime import http_client
 from rag.settings import Settings
 from rag.telemetry import carried_from
-from tests.support.servers import serving
+from tests.support.otlp_receiver import otlp_receiver
 from tests.support.world import World
 
 pytestmark = pytest.mark.anyio
@@ -56,22 +51,6 @@ async def process(settings: Settings, log: Path) -> AsyncGenerator[anyio.abc.Pro
             await running.aclose()
 
 
-@asynccontextmanager
-async def collector(spans: list[Span]) -> AsyncGenerator[str]:
-    """Receive OTLP over HTTP, as a collector would."""
-
-    async def receive(request: Request) -> Response:
-        export = ExportTraceServiceRequest.FromString(await request.body())
-        spans.extend(span for one in export.resource_spans for scope in one.scope_spans for span in scope.spans)
-        return Response(status_code=200)
-
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        app = Starlette(routes=[Route("/v1/traces", receive, methods=["POST"])])
-        async with serving(app, listening):
-            yield f"http://127.0.0.1:{listening.getsockname()[1]}"
-
-
 async def ready(settings: Settings, running: anyio.abc.Process) -> None:
     """Wait until the server answers."""
     url = settings.mcp_url.removesuffix("/mcp") + "/readyz"
@@ -86,25 +65,31 @@ async def ready(settings: Settings, running: anyio.abc.Process) -> None:
                     await anyio.sleep(0.05)
 
 
+async def spend_all(client: McpClient) -> None:
+    """Ask until the limit is met."""
+    for _ in range(30):
+        await client.call("list_documents", {})
+
+
 async def test_the_process_serves_over_tls_traces_logs_nothing_secret_and_ends_in_order(
     world: World, tmp_path: Path
 ) -> None:
     tls = ensure_development_tls(tmp_path / "tls")
-    spans: list[Span] = []
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])
     tenant = await world.tenant("acme")
     token = world.token(tenant, audience=Audience.MCP)
     log = tmp_path / "stderr"
-    async with collector(spans) as endpoint:
+    async with otlp_receiver() as receiver:
         settings = dataclasses.replace(
             world.settings,
             mcp_port=port,
             tls_certificate=tls.certificate,
             tls_key=tls.key,
             ca_certificate=tls.ca,
-            otlp_endpoint=endpoint,
+            otlp_endpoint=receiver.endpoint,
+            request_limit_per_minute=60,
         )
         assert settings.mcp_url == f"https://127.0.0.1:{port}/mcp"
         async with process(settings, log) as running:
@@ -113,23 +98,28 @@ async def test_the_process_serves_over_tls_traces_logs_nothing_secret_and_ends_i
                 with carried_from({"traceparent": f"00-{TRACE_ID}-{PARENT_ID}-01"}):
                     await client.call("put_document", {"source": "r", "title": "R", "text": SECRET_WORDS})
                     await client.call("hybrid_search", {"query": SECRET_WORDS})
+            limited = world.token(await world.tenant("limited"), audience=Audience.MCP)
+            async with mcp_client(settings.mcp_url, limited, ca=tls.ca) as client:
+                with pytest.raises(RateLimited):
+                    await spend_all(client)
             async with mcp_client(settings.mcp_url, token) as distrustful:
                 with pytest.raises(Unavailable):
                     await distrustful.call("list_documents", {})
             running.send_signal(signal.SIGTERM)
             with anyio.fail_after(STOP_BOUND_S):
                 assert await running.wait() == 0
-    by_name = {span.name: span for span in spans}
+    assert receiver.metrics["bulkhead.limits.refusals"] >= 1
+    assert receiver.metrics["bulkhead.limits.degraded"] == 0
+    by_name = {span.name: span for span in receiver.spans}
     called = by_name["tools/call hybrid_search"]
-    assert (called.trace_id.hex(), called.parent_span_id.hex()) == (TRACE_ID, PARENT_ID)
+    assert (called.trace_id, called.parent_id) == (TRACE_ID, PARENT_ID)
     assert called.kind == Span.SPAN_KIND_SERVER
-    attributes = {attribute.key: attribute.value.string_value for attribute in called.attributes}
-    assert attributes["bulkhead.tenant"] == str(tenant.tenant_id)
-    assert (by_name["sql search"].trace_id, by_name["sql search"].parent_span_id) == (called.trace_id, called.span_id)
+    assert called.attributes["bulkhead.tenant"] == str(tenant.tenant_id)
+    assert (by_name["sql search"].trace_id, by_name["sql search"].parent_id) == (called.trace_id, called.span_id)
     logged = log.read_text()
     for secret in ("vinegar", token, token.split(".")[2], "bulkhead_app:"):
         assert secret not in logged
-        assert not any(secret in str(span) for span in spans)
+        assert not any(secret in str(span) for span in receiver.spans)
     assert {type(orjson.loads(line)) for line in logged.splitlines()} <= {dict}
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import AsyncGenerator
 from datetime import datetime
 from typing import Any
 from urllib.parse import quote
@@ -11,7 +9,6 @@ from uuid import UUID, uuid4
 
 import anyio
 import asyncpg
-import httpx2
 import orjson
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -27,7 +24,8 @@ from mcp_server.resources.handlers import PAGE
 from rag.corpus.store import MAX_PART_CHARS
 from rag.identity import cursors
 from rag.identity.scopes import Scope
-from tests.support.mcp import ERAS, Era, McpScene, ReadResource, mcp_scene, new_scene, refused
+from tests.support.mcp_scene import ERAS, Era, McpScene, mcp_scene, refused
+from tests.support.mcp_wire import LEGACY, MODERN, answered
 from tests.support.world import Cluster, world
 
 pytestmark = pytest.mark.anyio
@@ -38,24 +36,18 @@ READER = frozenset({Scope.CORPUS_READ})
 RUNNER = frozenset({Scope.TASKS_RUN})
 
 
-@pytest.fixture(scope="module", name="stage")
-async def stage_fixture(cluster: Cluster) -> AsyncGenerator[McpScene]:
-    """A server for all tests of this file."""
-    async with world(cluster) as own, mcp_scene(own) as stage:
-        yield stage
-
-
-@pytest.fixture(name="scene")
-async def scene_fixture(stage: McpScene) -> McpScene:
-    """The server, and tenants of the test's own."""
-    return await new_scene(stage.world, stage.server)
-
-
 async def read(client: Client, uri: str) -> list[TextResourceContents]:
     """Return what a resource holds."""
     contents = (await client.read_resource(uri)).contents
     assert all(isinstance(one, TextResourceContents) for one in contents)
     return [one for one in contents if isinstance(one, TextResourceContents)]
+
+
+async def read_raw(scene: McpScene, uri: str, *, revision: str = LEGACY) -> dict[str, Any]:
+    """Return the answer to a read of any URI: a client's library would not send some."""
+    response = await scene.send("resources/read", {"uri": uri}, revision=revision)
+    assert response.status_code < 500, (uri, response.text)
+    return answered(response)
 
 
 async def listed(client: Client) -> list[str]:
@@ -121,16 +113,6 @@ async def test_templates_name_every_kind_and_read_by_their_own_expansion(scene: 
         )
 
 
-async def test_results_are_never_shared_between_callers_and_say_how_long_they_hold(scene: McpScene) -> None:
-    uri = DOCUMENT.uri_of(id=await scene.put("Harbour"))
-    async with scene.client() as client:
-        lists = await client.list_resources(), await client.list_resource_templates(), await client.list_prompts()
-        for result in (*lists, await client.read_resource(uri)):
-            assert result.cache_scope == "private"
-            assert result.ttl_ms
-            assert result.ttl_ms > 0
-
-
 async def test_a_long_document_says_where_to_go_on_and_both_ways_lead_to_its_end(scene: McpScene) -> None:
     sentences = [f"Ship {number:06} lies in the harbour at night.\n\n" for number in range(2_500)]
     text = "".join(sentences)
@@ -162,7 +144,7 @@ async def test_a_long_document_says_where_to_go_on_and_both_ways_lead_to_its_end
         # by the tool
         rest = await client.call_tool("retrieve_document", {"document_id": document_id, "start": start})
         assert rest.structured_content["text"] == text[start : start + MAX_PART_CHARS]
-        async with refused(-32602):
+        with refused(-32602):
             await read(client, CHUNK.uri_of(id=document_id, n=str(first.meta["bulkhead/chunks"])))
 
 
@@ -176,10 +158,10 @@ async def test_a_long_artifact_is_cut_and_says_so(scene: McpScene) -> None:
         assert orjson.loads(data.text) == large
         assert notice.meta == {"bulkhead/notice": True}
         assert "task_result" in notice.text
-    async with httpx2.AsyncClient(timeout=10.0) as http:
-        for modern in (True, False):
-            answer = await ReadResource(scene=scene, http=http, modern=modern)(uri)
-            assert len(json.dumps(answer)) < 2**20
+    for revision in (LEGACY, MODERN):
+        response = await scene.send("resources/read", {"uri": uri}, revision=revision)
+        assert answered(response)["result"]
+        assert len(response.content) < 2**20
 
 
 async def test_pages_of_250_documents_join_without_gap_in_the_order_of_their_source(scene: McpScene) -> None:
@@ -208,12 +190,12 @@ async def test_a_cursor_serves_its_own_list_of_its_own_tenant_only(scene: McpSce
             assert [one.name for one in (await client.list_resources(cursor=cursor)).resources] == ["100.txt"]
             flipped = cursor[:-1] + ("A" if cursor[-1] != "A" else "B")
             for forged in (flipped, cursor[1:], "AAAA", "%%%", "é", cursor + "A" * 9000, "", tools_own):
-                async with refused(-32602):
+                with refused(-32602):
                     await client.list_resources(cursor=forged)
-            async with refused(-32602):
+            with refused(-32602):
                 await client.list_resource_templates(cursor=cursor)
         async with scene.client(era=era, tenant=scene.rival) as client:
-            async with refused(-32602) as error:
+            with refused(-32602) as error:
                 await client.list_resources(cursor=cursor)
             assert error.value.data == {"code": "invalid_cursor"}
 
@@ -236,7 +218,7 @@ async def test_absent_foreign_and_hidden_have_one_answer(scene: McpScene, era: E
     async with scene.client(era=era) as client:
         answers: set[tuple[int, str, str]] = set()
         for uri in missing:
-            async with refused(NOT_FOUND[era]) as error:
+            with refused(NOT_FOUND[era]) as error:
                 await read(client, uri)
             assert error.value.data == {"code": "not_found", "uri": uri}
             answers.add((error.value.code, error.value.message, error.value.data["code"]))
@@ -257,7 +239,7 @@ async def test_without_the_scope_nothing_is_listed_and_a_read_names_the_scope(sc
         assert kinds == ["document", "chunk"]
         assert len((await client.list_resources()).resources) == 1
         for uri in (artifact, ARTIFACT.uri_of(id=str(uuid4()), name="answer")):
-            async with refused(40300) as error:
+            with refused(40300) as error:
                 await read(client, uri)
             assert error.value.message == "this needs the scope tasks:run"
     async with scene.client(era=era, scopes=RUNNER) as client:
@@ -265,7 +247,7 @@ async def test_without_the_scope_nothing_is_listed_and_a_read_names_the_scope(sc
         assert kinds == ["artifact"]
         assert (await client.list_resources()).resources == []
         for uri in (document, DOCUMENT.uri_of(id=str(uuid4()))):
-            async with refused(40300) as error:
+            with refused(40300) as error:
                 await read(client, uri)
             assert error.value.message == "this needs the scope corpus:read"
         assert (await read(client, artifact))[0].text == "ducats"
@@ -333,26 +315,23 @@ OUTLANDISH = [
 async def test_any_other_way_to_write_a_uri_names_nothing(scene: McpScene) -> None:
     document_id = await scene.put("Harbour", text="One passage.")
     ways = ways_to_write(document_id)
-    async with httpx2.AsyncClient(timeout=10.0) as http:
-        legacy = ReadResource(scene=scene, http=http, modern=False)
-        for uri in (DOCUMENT.uri_of(id=document_id), CHUNK.uri_of(id=document_id, n="0")):
-            assert (await legacy(uri))["result"]["contents"][0]["text"] == "One passage."
-        told: set[str] = set()
-        for uri in (*ways, *OUTLANDISH):
-            error = (await legacy(uri))["error"]
-            assert error["code"] == -32002, uri[:80]
-            told.add(error["message"])
-        assert len(told) == 1
-        modern = ReadResource(scene=scene, http=http, modern=True)
-        # what stands in a header too has no blanks around it
-        for uri in (uri for uri in ways if uri.isascii() and uri.isprintable() and uri == uri.strip()):
-            assert (await modern(uri))["error"]["code"] == -32602, uri
-        for raw in (b'"bulkhead://documents/\\ud800"', b"5", b"null", b"[]", b"{}"):
-            body = b'{"jsonrpc":"2.0","id":1,"method":"resources/read","params":{"uri":' + raw + b"}}"
-            response = await http.post(scene.server.url, content=body, headers=legacy.headers)
-            assert response.status_code < 500
-            assert b'"error"' in response.content
-            assert b"-32603" not in response.content
+    for uri in (DOCUMENT.uri_of(id=document_id), CHUNK.uri_of(id=document_id, n="0")):
+        assert (await read_raw(scene, uri))["result"]["contents"][0]["text"] == "One passage."
+    told: set[str] = set()
+    for uri in (*ways, *OUTLANDISH):
+        error = (await read_raw(scene, uri))["error"]
+        assert error["code"] == -32002, uri[:80]
+        told.add(error["message"])
+    assert len(told) == 1
+    # what stands in a header too has no blanks around it
+    for uri in (uri for uri in ways if uri.isascii() and uri.isprintable() and uri == uri.strip()):
+        assert (await read_raw(scene, uri, revision=MODERN))["error"]["code"] == -32602, uri
+    for raw in (b'"bulkhead://documents/\\ud800"', b"5", b"null", b"[]", b"{}"):
+        body = b'{"jsonrpc":"2.0","id":1,"method":"resources/read","params":{"uri":' + raw + b"}}"
+        response = await scene.post(body, token=scene.token())
+        assert response.status_code < 500
+        assert b'"error"' in response.content
+        assert b"-32603" not in response.content
 
 
 HEADS = st.sampled_from(["bulkhead://documents/", "bulkhead://tasks/", "BULKHEAD://documents/", "bulkhead:", ""])
@@ -389,20 +368,18 @@ def test_every_uri_of_ours_is_matched(kind: Any, identity: UUID, number: int, na
 
 
 async def test_random_uris_find_nothing_and_break_nothing(scene: McpScene) -> None:
-    async with httpx2.AsyncClient(timeout=10.0) as http:
-        read_raw = ReadResource(scene=scene, http=http, modern=False)
-        examples: list[str] = []
+    examples: list[str] = []
 
-        @given(uri=ANYTHING)
-        @settings(max_examples=40, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow])
-        def collect(uri: str) -> None:
-            examples.append(uri)
+    @given(uri=ANYTHING)
+    @settings(max_examples=40, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow])
+    def collect(uri: str) -> None:
+        examples.append(uri)
 
-        collect()
-        for uri in examples:
-            with anyio.fail_after(5):
-                error = (await read_raw(uri))["error"]
-            assert (error["code"], error["message"]) == (-32002, "there is no resource of that URI"), uri
+    collect()
+    for uri in examples:
+        with anyio.fail_after(5):
+            error = (await read_raw(scene, uri))["error"]
+        assert (error["code"], error["message"]) == (-32002, "there is no resource of that URI"), uri
 
 
 async def test_reads_of_nothing_count_against_the_limits(cluster: Cluster) -> None:
@@ -427,10 +404,10 @@ async def test_the_audit_trail_names_the_kind_and_the_documents_and_no_uri(scene
         await read(client, CHUNK.uri_of(id=document_id, n="0"))
         await read(client, ARTIFACT.uri_of(id=task_id, name="answer"))
         for uri in (DOCUMENT.uri_of(id=hidden), "file:///etc/passwd"):
-            async with refused(-32602):
+            with refused(-32602):
                 await read(client, uri)
         await client.complete(compare, {"name": "document_a", "value": "har"})
-        async with refused(-32602):
+        with refused(-32602):
             await client.get_prompt("compare_sources", {"question": "x", "document_a": "Harbour", "document_b": hidden})
     connection = await asyncpg.connect(scene.world.superuser_url)
     rows: list[tuple[str, str, str, list[str]]] = []

@@ -5,13 +5,10 @@ from __future__ import annotations
 import base64
 import hmac
 import time
-from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any
 from uuid import uuid4
 
-import anyio
 import httpx2
 import jsonschema
 import jwt
@@ -19,99 +16,31 @@ import orjson
 import pytest
 from cryptography.hazmat.primitives.asymmetric.rsa import generate_private_key
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from mcp.client import Client
-from mcp.client.streamable_http import streamable_http_client
-from mcp.shared.exceptions import MCPError
-from mcp_types import CallToolResult, TextContent
+from mcp_types import TextContent
 
 from mcp_server.tools import TOOLS
 from rag.corpus.store import MAX_PART_CHARS
 from rag.identity.scopes import Audience, Scope
 from rag.tenants.operator import Tenant
-from tests.support.servers import McpServer, mcp_server
+from tests.support.mcp_scene import ERAS, Era, McpScene, bad, good, mcp_scene, refused
+from tests.support.mcp_tools import EXAMPLES, arguments_of
+from tests.support.mcp_wire import LEGACY, MODERN, raw_request
 from tests.support.world import World
 
 pytestmark = pytest.mark.anyio
-Era = Literal["auto", "legacy"]
 BOUND_S = 10.0
+ABSENT = "not_found", "there is no document of that id"
 TEXT = "# Fraud\n\nIt is unlawful to use a manipulative device.\n\n## Remedies\n\nThe court may grant an injunction."
-EXAMPLES: dict[str, dict[str, Any]] = {
-    "hybrid_search": {"query": "manipulative device"},
-    "search_documents": {"query": "fraud"},
-    "find_similar": {"limit": 3},
-    "retrieve_document": {"start": 2, "end": 7},
-    "list_documents": {"limit": 1},
-    "document_stats": {},
-    "put_document": {"source": "b.md", "title": "B", "text": "# B", "media_type": "text/markdown"},
-    "put_documents": {"documents": [{"source": "c.md", "title": "C", "text": "# C", "media_type": "text/markdown"}]},
-    "delete_document": {},
-    "delegate_task": {"message": "What is unlawful?"},
-    "task_status": {},
-    "task_result": {},
-    "cancel_task": {},
-    "usage": {},
-}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Scene:
-    """A server and two tenants."""
-
-    world: World
-    server: McpServer
-    acme: Tenant
-    rival: Tenant
-
-    @asynccontextmanager
-    async def client(
-        self, *, tenant: Tenant | None = None, era: Era = "auto", token: str | None = None, **more: Any
-    ) -> AsyncGenerator[Client]:
-        """Open the library's own client as a user of `tenant` (acme)."""
-        token = token or self.world.token(tenant or self.acme, audience=Audience.MCP, **more)
-        with anyio.fail_after(BOUND_S):
-            async with (
-                httpx2.AsyncClient(headers={"authorization": f"Bearer {token}"}, timeout=BOUND_S) as http,
-                Client(streamable_http_client(self.server.url, http_client=http), mode=era) as client,
-            ):
-                yield client
-
-    async def put(self, *, source: str = "fraud.md", text: str = TEXT, tenant: Tenant | None = None) -> str:
-        """Store a document over the wire and return its id."""
-        async with self.client(tenant=tenant) as client:
-            arguments = {"source": source, "title": "Fraud", "text": text, "media_type": "text/markdown"}
-            return good(await client.call_tool("put_document", arguments))["document_id"]
+async def put(scene: McpScene, *, source: str = "fraud.md", text: str = TEXT, tenant: Tenant | None = None) -> str:
+    """Store a document and return its id."""
+    return await scene.put("Fraud", source=source, text=text, tenant=tenant, media_type="text/markdown")
 
 
-@pytest.fixture(name="scene")
-async def scene_fixture(world: World) -> AsyncGenerator[Scene]:
-    """A running server."""
-    acme, rival = await world.tenant("acme"), await world.tenant("rival")
-    async with mcp_server(world) as server:
-        yield Scene(world=world, server=server, acme=acme, rival=rival)
-
-
-def good(result: CallToolResult) -> dict[str, Any]:
-    """Return the structured content of a result that must not be an error."""
-    assert not result.is_error, result.content
-    return result.structured_content
-
-
-def bad(result: CallToolResult) -> str:
-    """Return the text of a result that must be an error."""
-    assert result.is_error
-    assert result.structured_content is None
-    assert isinstance(result.content[0], TextContent)
-    return result.content[0].text
-
-
-async def post(scene: Scene, payload: object, *, token: str | None = None, **headers: str) -> httpx2.Response:
-    """Send one raw request of revision 2025-11-25."""
-    if token is not None:
-        headers["authorization"] = f"Bearer {token}"
-    body = payload if isinstance(payload, bytes) else orjson.dumps(payload)
-    accept = {"accept": "application/json, text/event-stream", "content-type": "application/json"}
-    async with httpx2.AsyncClient(timeout=BOUND_S) as http:
-        return await http.post(scene.server.url, content=body, headers={**accept, **headers})
+async def post(scene: McpScene, payload: object, *, token: str | None = None, **headers: str) -> httpx2.Response:
+    """Send one raw request of revision 2025-11-25, with a token or without."""
+    return await scene.post(payload if isinstance(payload, bytes) else orjson.dumps(payload), token=token, **headers)
 
 
 def call(tool: str, arguments: object) -> dict[str, Any]:
@@ -121,24 +50,21 @@ def call(tool: str, arguments: object) -> dict[str, Any]:
 
 @pytest.mark.parametrize(("era", "revision"), [("auto", "2026-07-28"), ("legacy", "2025-11-25")])
 async def test_each_revision_lists_every_tool_and_each_answers_in_its_own_schema(
-    scene: Scene, era: Era, revision: str
+    scene: McpScene, era: Era, revision: str
 ) -> None:
-    document_id, task_id = await scene.put(), ""
+    declared = {tool.name: tool for tool in TOOLS}
+    document_id, task_id = await put(scene), ""
     async with scene.client(era=era) as client:
         assert client.session.protocol_version == revision
         listed = (await client.list_tools()).tools
-        assert [tool.name for tool in listed] == [tool.name for tool in TOOLS] == list(EXAMPLES)
+        assert [tool.name for tool in listed] == list(declared) == list(EXAMPLES)
         for tool in listed:
             assert tool.description
             assert tool.output_schema is not None
             assert tool.annotations is not None
             jsonschema.Draft202012Validator.check_schema(tool.input_schema)
             assert tool.input_schema["additionalProperties"] is False
-            arguments = dict(EXAMPLES[tool.name])
-            if "document_id" in tool.input_schema["properties"]:
-                arguments["document_id"] = document_id
-            if "task_id" in tool.input_schema["properties"]:
-                arguments["task_id"] = task_id
+            arguments = arguments_of(declared[tool.name], {"document_id": document_id, "task_id": task_id})
             jsonschema.validate(arguments, tool.input_schema)
             result = await client.call_tool(tool.name, arguments)
             structured = good(result)
@@ -148,9 +74,10 @@ async def test_each_revision_lists_every_tool_and_each_answers_in_its_own_schema
             assert orjson.loads(result.content[0].text) == structured
 
 
-async def test_a_document_is_put_found_read_listed_and_deleted(scene: Scene) -> None:
-    document_id = await scene.put()
+async def test_a_document_is_put_found_read_listed_and_deleted(scene: McpScene) -> None:
     async with scene.client() as client:
+        document = {"source": "fraud.md", "title": "Fraud", "text": TEXT, "media_type": "text/markdown"}
+        document_id = good(await client.call_tool("put_document", document))["document_id"]
         hit = good(await client.call_tool("hybrid_search", {"query": "manipulative device"}))["hits"][0]
         assert (hit["document_id"], hit["source"], hit["explain"]["bm25_rank"]) == (document_id, "fraud.md", 1)
         found = good(await client.call_tool("search_documents", {"query": "injunction"}))["documents"]
@@ -163,26 +90,20 @@ async def test_a_document_is_put_found_read_listed_and_deleted(scene: Scene) -> 
         assert (listed["next_cursor"], listed["embeddings_pending"]) == (None, 1)
         assert good(await client.call_tool("delete_document", {"document_id": document_id}))["deleted"]
         assert good(await client.call_tool("hybrid_search", {"query": "manipulative device"}))["hits"] == []
-        assert bad(await client.call_tool("retrieve_document", span)) == "there is no document of that id"
+        assert bad(await client.call_tool("retrieve_document", span)) == ABSENT
 
 
-async def test_the_longest_read_stays_below_the_mebibyte_that_clients_take(scene: Scene) -> None:
+async def test_the_longest_read_stays_below_the_mebibyte_that_clients_take(scene: McpScene) -> None:
     # each such character is twelve bytes where it is escaped, in the structure and in its text form
-    document_id = await scene.put(text="\U00010348" * MAX_PART_CHARS)
-    token = scene.world.token(scene.acme, audience=Audience.MCP)
-    request = call("retrieve_document", {"document_id": document_id})
-    assert len((await post(scene, request, token=token)).content) < 2**20
-    request["params"]["_meta"] = {
-        "io.modelcontextprotocol/protocolVersion": "2026-07-28",
-        "io.modelcontextprotocol/clientCapabilities": {},
-    }
-    modern = {"mcp-protocol-version": "2026-07-28", "mcp-method": "tools/call", "mcp-name": "retrieve_document"}
-    response = await post(scene, request, token=token, **modern)
-    assert len(response.json()["result"]["structuredContent"]["text"]) == MAX_PART_CHARS
-    assert len(response.content) < 2**20
+    document_id = await put(scene, text="\U00010348" * MAX_PART_CHARS)
+    read = {"name": "retrieve_document", "arguments": {"document_id": document_id}}
+    for revision in (LEGACY, MODERN):
+        response = await scene.send("tools/call", read, revision=revision)
+        assert len(response.json()["result"]["structuredContent"]["text"]) == MAX_PART_CHARS
+        assert len(response.content) < 2**20
 
 
-async def test_without_a_token_the_answer_says_where_to_get_one_and_blames_none(scene: Scene) -> None:
+async def test_without_a_token_the_answer_says_where_to_get_one_and_blames_none(scene: McpScene) -> None:
     response = await post(scene, call("list_documents", {}))
     challenge = response.headers["www-authenticate"]
     assert response.status_code == 401
@@ -196,73 +117,67 @@ async def test_without_a_token_the_answer_says_where_to_get_one_and_blames_none(
             assert metadata["authorization_servers"] == [scene.world.settings.issuer]
 
 
-async def test_a_token_that_does_not_verify_is_refused_without_a_reason(scene: Scene) -> None:
+async def test_a_token_that_does_not_verify_is_refused_without_a_reason(scene: McpScene) -> None:
     token = scene.world.token(scene.acme, audience=Audience.A2A)
-    header, payload, signature = scene.world.token(scene.acme, audience=Audience.MCP).split(".")
-    for refused in (token, f"{header}.{payload}.{signature[:-4]}AAAA", "x", "a.b.c", "A" * 50_000):
-        response = await post(scene, call("list_documents", {}), authorization=f"Bearer {refused}")
+    header, payload, signature = scene.token().split(".")
+    for wrong in (token, f"{header}.{payload}.{signature[:-4]}AAAA", "x", "a.b.c", "A" * 50_000):
+        response = await post(scene, call("list_documents", {}), authorization=f"Bearer {wrong}")
         assert response.status_code == 401
         assert 'error="invalid_token"' in response.headers["www-authenticate"]
         assert response.json()["error"]["message"] == "the token is not valid here"
     assert (await post(scene, call("list_documents", {}), authorization="Basic YTpi")).status_code == 401
 
 
-async def test_a_scope_that_is_missing_is_named_and_its_tools_are_not_listed(scene: Scene) -> None:
-    document_id = await scene.put()
-    reader = scene.world.token(scene.acme, audience=Audience.MCP, scopes=frozenset({Scope.CORPUS_READ}))
+async def test_a_scope_that_is_missing_is_named_and_its_tools_are_not_listed(scene: McpScene) -> None:
+    document_id = await put(scene)
+    reader = scene.token(scopes=frozenset({Scope.CORPUS_READ}))
     response = await post(scene, call("delete_document", {"document_id": document_id}), token=reader)
     assert response.status_code == 403
     assert 'error="insufficient_scope"' in response.headers["www-authenticate"]
     assert 'scope="corpus:read corpus:write"' in response.headers["www-authenticate"]
-    for era in ("auto", "legacy"):
+    for era in ERAS:
         async with scene.client(token=reader, era=era) as client:
             names = [tool.name for tool in (await client.list_tools()).tools]
             assert names == [tool.name for tool in TOOLS if tool.scope is Scope.CORPUS_READ]
-            with pytest.raises(MCPError) as refused:
+            with refused(40300) as told:
                 await client.call_tool("delete_document", {"document_id": document_id})
-            assert (refused.value.code, refused.value.message) == (40300, "this needs the scope corpus:write")
+            assert told.value.message == "this needs the scope corpus:write"
             assert good(await client.call_tool("list_documents"))["documents"]
     # the name is escaped: only a JSON parser finds it
     hidden = orjson.dumps(call("X", {"document_id": document_id})).replace(b'"X"', b'"delete\\u005fdocument"')
     assert (await post(scene, hidden, token=reader)).status_code == 403
 
 
-async def test_a_header_that_names_a_harmless_tool_opens_no_other(scene: Scene) -> None:
-    document_id = await scene.put()
-    reader = scene.world.token(scene.acme, audience=Audience.MCP, scopes=frozenset({Scope.CORPUS_READ}))
-    modern = {"mcp-protocol-version": "2026-07-28", "mcp-method": "tools/call", "mcp-name": "list_documents"}
-    request = call("delete_document", {"document_id": document_id})
-    meta = {
-        "io.modelcontextprotocol/protocolVersion": "2026-07-28",
-        "io.modelcontextprotocol/clientCapabilities": {},
-    }
-    request["params"]["_meta"] = meta
-    response = await post(scene, request, token=reader, **modern)
-    assert (response.status_code, response.json()["error"]["code"]) == (403, 40300)
-    owner = scene.world.token(scene.acme, audience=Audience.MCP)
-    response = await post(scene, request, token=owner, **modern)
-    assert (response.status_code, response.json()["error"]["code"]) == (400, -32020)
+async def test_a_header_that_names_a_harmless_tool_opens_no_other(scene: McpScene) -> None:
+    document_id = await put(scene)
+    reader = scene.token(scopes=frozenset({Scope.CORPUS_READ}))
+    deletion = {"name": "delete_document", "arguments": {"document_id": document_id}}
+    body, headers = raw_request("tools/call", deletion, revision=MODERN)
+    headers["mcp-name"] = "list_documents"
+    for token, answer in ((reader, (403, 40300)), (scene.token(), (400, -32020))):
+        response = await scene.post(body, token=token, **headers)
+        assert (response.status_code, response.json()["error"]["code"]) == answer
     async with scene.client() as client:
         assert len(good(await client.call_tool("list_documents"))["documents"]) == 1
 
 
-async def test_another_tenants_document_answers_like_one_that_never_was(scene: Scene) -> None:
-    theirs = await scene.put(tenant=scene.rival, text="The rival's secret recipe is vinegar.")
+async def test_another_tenants_document_answers_like_one_that_never_was(scene: McpScene) -> None:
+    theirs = await put(scene, tenant=scene.rival, text="The rival's secret recipe is vinegar.")
     async with scene.client() as client:
         for tool in ("retrieve_document", "delete_document"):
             answers = [await client.call_tool(tool, {"document_id": one}) for one in (theirs, str(uuid4()))]
             assert answers[0].model_dump_json() == answers[1].model_dump_json()
-            assert bad(answers[0]) == "there is no document of that id"
+            assert bad(answers[0]) == ABSENT
         for tool in ("hybrid_search", "search_documents"):
             assert "vinegar" not in str(good(await client.call_tool(tool, {"query": "secret recipe vinegar"})))
         assert good(await client.call_tool("list_documents"))["documents"] == []
-    async with scene.client(tenant=scene.rival) as client:
+    async with scene.client(scene.rival) as client:
         assert good(await client.call_tool("retrieve_document", {"document_id": theirs}))["text"].endswith("vinegar.")
 
 
-async def test_pages_join_without_gap_and_a_cursor_serves_its_own_tenant_only(scene: Scene) -> None:
+async def test_pages_join_without_gap_and_a_cursor_serves_its_own_tenant_only(scene: McpScene) -> None:
     for number in range(5):
-        await scene.put(source=f"{number}.md")
+        await put(scene, source=f"{number}.md")
     async with scene.client() as client:
         seen: list[str] = []
         cursor: str | None = None
@@ -279,13 +194,11 @@ async def test_pages_join_without_gap_and_a_cursor_serves_its_own_tenant_only(sc
         first = cursors[0]
         flipped = first[:-1] + ("A" if first[-1] != "A" else "B")
         for forged in (flipped, first[1:], "", "AAAA", "%%%", "é", first + "A" * 3000):
-            with pytest.raises(MCPError) as refused:
+            with refused(-32602):
                 await client.call_tool("list_documents", {"cursor": forged})
-            assert refused.value.code == -32602
-    async with scene.client(tenant=scene.rival) as client:
-        with pytest.raises(MCPError) as refused:
+    async with scene.client(scene.rival) as client:
+        with refused(-32602):
             await client.call_tool("list_documents", {"cursor": first})
-        assert refused.value.code == -32602
 
 
 HOSTILE: list[tuple[str, dict[str, Any]]] = [
@@ -323,20 +236,20 @@ HOSTILE: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
-async def test_hostile_arguments_are_refused_shortly_and_never_quoted(scene: Scene) -> None:
+async def test_hostile_arguments_are_refused_shortly_and_never_quoted(scene: McpScene) -> None:
     marker = "zq" * 8
     async with scene.client(era="legacy") as client:
         for tool, arguments in HOSTILE:
-            text = bad(await client.call_tool(tool, arguments))
+            _, text = bad(await client.call_tool(tool, arguments))
             assert 0 < len(text) < 400, (tool, text)
             assert "pydantic" not in text
             assert "drop table" not in text or len(text) < 120
         for name in ("query", "mode", "limit"):
-            assert marker not in bad(await client.call_tool("hybrid_search", {"query": "x", name: [marker]}))
+            assert marker not in bad(await client.call_tool("hybrid_search", {"query": "x", name: [marker]}))[1]
 
 
-async def test_odd_but_legal_queries_are_answered(scene: Scene) -> None:
-    await scene.put()
+async def test_odd_but_legal_queries_are_answered(scene: McpScene) -> None:
+    await put(scene)
     async with scene.client() as client:
         for query in ("the of and", "😀", "' or 1=1 --", "\u202e\u200b", "x" * 4000, "%", "\\", "e\u0301"):
             good(await client.call_tool("hybrid_search", {"query": query}))
@@ -362,8 +275,8 @@ MALFORMED: list[bytes] = [
 ]
 
 
-async def test_malformed_bodies_are_the_clients_fault(scene: Scene) -> None:
-    token = scene.world.token(scene.acme, audience=Audience.MCP)
+async def test_malformed_bodies_are_the_clients_fault(scene: McpScene) -> None:
+    token = scene.token()
     for body in MALFORMED:
         response = await post(scene, body, token=token)
         assert response.status_code < 500, body[:80]
@@ -371,15 +284,15 @@ async def test_malformed_bodies_are_the_clients_fault(scene: Scene) -> None:
         assert b"-32603" not in response.content, body[:80]
 
 
-async def test_a_request_that_is_too_large_is_refused_and_one_without_a_token_is_not_even_read(scene: Scene) -> None:
+async def test_a_request_that_is_too_large_is_refused_and_one_without_a_token_is_not_even_read(scene: McpScene) -> None:
     body = orjson.dumps(call("put_document", {"text": "x" * (17 * 2**20)}))
     assert (await post(scene, body)).status_code == 401
-    response = await post(scene, body, token=scene.world.token(scene.acme, audience=Audience.MCP))
+    response = await post(scene, body, token=scene.token())
     assert (response.status_code, response.json()["error"]["code"]) == (413, 41300)
 
 
-async def test_a_foreign_host_or_origin_is_refused(scene: Scene) -> None:
-    token = scene.world.token(scene.acme, audience=Audience.MCP)
+async def test_a_foreign_host_or_origin_is_refused(scene: McpScene) -> None:
+    token = scene.token()
     assert (await post(scene, call("list_documents", {}), token=token, host="evil.example")).status_code == 421
     assert (
         await post(scene, call("list_documents", {}), token=token, origin="https://evil.example")
@@ -388,40 +301,39 @@ async def test_a_foreign_host_or_origin_is_refused(scene: Scene) -> None:
     assert good_origin.status_code == 200
 
 
-async def test_get_and_delete_are_not_allowed_rather_than_left_hanging(scene: Scene) -> None:
+async def test_get_and_delete_are_not_allowed_rather_than_left_hanging(scene: McpScene) -> None:
     async with httpx2.AsyncClient(timeout=BOUND_S) as http:
         for method in ("GET", "DELETE", "PUT"):
             response = await http.request(method, scene.server.url)
             assert (response.status_code, response.headers["allow"]) == (405, "POST")
 
 
-async def test_an_unknown_tool_is_a_protocol_error_and_its_name_is_cut(scene: Scene) -> None:
-    for era in ("auto", "legacy"):
+async def test_an_unknown_tool_is_a_protocol_error_and_its_name_is_cut(scene: McpScene) -> None:
+    for era in ERAS:
         async with scene.client(era=era) as client:
-            with pytest.raises(MCPError) as refused:
+            with refused(-32602) as told:
                 await client.call_tool("n" * 200)
-            assert (refused.value.code, len(refused.value.message)) == (-32602, len("Unknown tool: ") + 64)
+            assert len(told.value.message) == len("Unknown tool: ") + 64
 
 
-async def test_a_revoked_token_ends_in_the_middle_of_a_session(scene: Scene) -> None:
-    token = scene.world.token(scene.acme, audience=Audience.MCP)
+async def test_a_revoked_token_ends_in_the_middle_of_a_session(scene: McpScene) -> None:
+    token = scene.token()
     token_id = scene.world.verifier(Audience.MCP).verify(token).token_ids[0]
-    for era in ("auto", "legacy"):
+    ids = {"document_id": str(uuid4()), "task_id": str(uuid4())}
+    for era in ERAS:
         async with scene.client(token=token, era=era) as client:
             if era == "auto":
                 good(await client.call_tool("list_documents"))
                 async with scene.world.operator() as operator:
                     await operator.revoke_token(scene.acme.tenant_id, token_id)
-            for tool, arguments in EXAMPLES.items():
-                properties = next(one for one in TOOLS if one.name == tool).declaration.input_schema["properties"]
-                named = {name: str(uuid4()) for name in ("document_id", "task_id") if name in properties}
-                with pytest.raises(MCPError) as refused:
-                    await client.call_tool(tool, {**arguments, **named})
-                assert (refused.value.code, refused.value.message) == (40100, "The token was revoked.")
+            for tool in TOOLS:
+                with refused(40100) as told:
+                    await client.call_tool(tool.name, arguments_of(tool, ids))
+                assert told.value.message == "The token was revoked."
 
 
-async def test_probes_tell_a_living_process_from_a_ready_one(scene: Scene) -> None:
-    async with httpx2.AsyncClient(timeout=BOUND_S) as http:
+async def test_probes_tell_a_living_process_from_a_ready_one(world: World) -> None:
+    async with mcp_scene(world) as scene, httpx2.AsyncClient(timeout=BOUND_S) as http:
         assert (await http.get(f"{scene.server.base}/healthz")).status_code == 200
         assert (await http.get(f"{scene.server.base}/readyz")).json() == {"status": "ready"}
         await scene.server.runtime.database.pool.close()
@@ -431,25 +343,22 @@ async def test_probes_tell_a_living_process_from_a_ready_one(scene: Scene) -> No
 
 
 async def test_a_tenant_over_its_rate_is_told_when_to_come_back_and_its_neighbour_is_served(world: World) -> None:
-    noisy, quiet = await world.tenant("noisy"), await world.tenant("quiet")
     # a burst of ten seconds' worth: three requests, one of which the library's client spends on listing the tools
-    async with mcp_server(world, request_limit_per_minute=18) as server:
-        scene = Scene(world=world, server=server, acme=noisy, rival=quiet)
+    async with mcp_scene(world, request_limit_per_minute=18) as scene:
         async with scene.client() as client:
             for _ in range(2):
                 good(await client.call_tool("search_documents", {"query": "x"}))
-            with pytest.raises(MCPError) as refused:
+            with refused(42900) as told:
                 await client.call_tool("search_documents", {"query": "x"})
-            assert refused.value.code == 42900
-            assert 0 < refused.value.data["retryAfterMs"] <= 5000
-        async with scene.client(tenant=quiet) as client:
+            assert 0 < told.value.data["retryAfterMs"] <= 5000
+        async with scene.client(scene.rival) as client:
             good(await client.call_tool("search_documents", {"query": "x"}))
 
 
 class Forger:
     """Makes tokens that differ from a good one in exactly one thing."""
 
-    def __init__(self, scene: Scene) -> None:
+    def __init__(self, scene: McpScene) -> None:
         self.now = int(time.time())
         self._signer = scene.world.issuer.signing_key
         self.own_key = generate_private_key(public_exponent=65537, key_size=2048)
@@ -505,7 +414,7 @@ FORGERIES: list[tuple[str, Callable[[Forger], str]]] = [
 ]
 
 
-async def test_forged_and_outdated_tokens_are_refused_alike(scene: Scene) -> None:
+async def test_forged_and_outdated_tokens_are_refused_alike(scene: McpScene) -> None:
     forger = Forger(scene)
     for name, forge in FORGERIES:
         response = await post(scene, call("list_documents", {}), token=forge(forger))
@@ -513,5 +422,5 @@ async def test_forged_and_outdated_tokens_are_refused_alike(scene: Scene) -> Non
         assert response.json()["error"] == {"code": 40100, "message": "the token is not valid here"}, name
 
 
-async def test_the_forgers_tools_make_a_valid_token_when_nothing_is_forged(scene: Scene) -> None:
+async def test_the_forgers_tools_make_a_valid_token_when_nothing_is_forged(scene: McpScene) -> None:
     assert (await post(scene, call("list_documents", {}), token=Forger(scene).signed())).status_code == 200

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import signal
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -37,7 +38,7 @@ QUESTION = "Who may not use a manipulative or deceptive device in the sale of a 
 async def scene_fixture(world: World) -> AsyncGenerator[McpScene]:
     """A running server with one document; no worker yet."""
     async with mcp_scene(world) as scene:
-        await scene.put("law.txt", FRAUD)
+        await scene.put("Law", text=FRAUD)
         with anyio.fail_after(BOUND_S):
             yield scene
 
@@ -161,6 +162,30 @@ async def test_the_process_as_deployed_is_woken_by_the_log_and_does_not_wait_for
                     await anyio.lowlevel.checkpoint()
 
 
+async def test_whoever_waits_is_answered_when_the_processes_are_told_to_end(scene: McpScene, tmp_path: Path) -> None:
+    settings, ada = fleet_settings(scene.world.settings, mcp_workers=2), scene.world.principal(scene.acme)
+    waiting, states = [Heard(), Heard()], list[str]()
+    async with started("mcp_server", settings, tmp_path) as process, scene.world.database() as database:
+        own = dataclasses.replace(scene, server=dataclasses.replace(scene.server, url=settings.mcp_url))
+        task_id = (await own.ask("delegate_task", {"message": QUESTION}))["task_id"]
+
+        async def wait(heard: Heard) -> None:
+            async with own.client() as client:
+                arguments = {"task_id": task_id, "wait_s": 100}
+                result = await client.call_tool("task_status", arguments, progress_callback=heard)
+            states.append(good(result)["state"])
+
+        async with anyio.create_task_group() as group:
+            for heard in waiting:
+                group.start_soon(wait, heard)
+            while not all(heard.all for heard in waiting):
+                await tasks.progress(database, ada, UUID(task_id), "more", fence=None)
+                await anyio.sleep(0.1)
+            process.signal(signal.SIGTERM)
+        assert states == ["working", "working"]
+        assert await process.wait() == 0
+
+
 async def test_a_wait_has_a_bound_and_an_unfinished_task_has_no_result_yet(scene: McpScene) -> None:
     accepted = await scene.ask("delegate_task", {"message": QUESTION, "wait_s": 1})
     assert (accepted["state"], accepted["finished"], accepted["result"]) == ("submitted", False, None)
@@ -208,8 +233,8 @@ async def nothing_running(scene: McpScene) -> None:
 
 async def test_a_crowd_that_waits_leaves_places_for_others_of_the_same_user(world: World) -> None:
     """The runs that it waits for are among these."""
-    async with mcp_scene(world, tiers=True) as scene:
-        await scene.put("law.txt", FRAUD)
+    async with mcp_scene(world, request_limit_per_minute=None) as scene:
+        await scene.put("Law", text=FRAUD)
         accepted = await scene.ask("delegate_task", {"message": QUESTION})
         with anyio.fail_after(BOUND_S):
             async with anyio.create_task_group() as group, scene.client() as client:

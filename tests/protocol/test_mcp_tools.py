@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import anyio
 import asyncpg
 import pytest
 from mcp.shared.exceptions import MCPError
@@ -16,42 +15,31 @@ from mcp_server.tools import TOOLS
 from mcp_server.tools.put_documents import MAX_CHARS
 from mcp_server.tools.tool import Tool
 from rag.identity.scopes import Scope
-from tests.support.mcp_scene import Era, McpScene, bad, good, mcp_scene
-from tests.support.world import ALL_SCOPES, World
+from tests.support.mcp_scene import ERAS, McpScene, bad, good
+from tests.support.mcp_tools import arguments_of
+from tests.support.world import ALL_SCOPES
 
 pytestmark = pytest.mark.anyio
 ROOT = Path(__file__).parents[2]
 SECRET = "vinegar"
-EXAMPLES: dict[str, dict[str, Any]] = {
-    "hybrid_search": {"query": f"harbour {SECRET}"},
-    "search_documents": {"query": f"harbour {SECRET}"},
-    "put_document": {"source": "new", "title": "New", "text": "A new harbour."},
-    "put_documents": {"documents": [{"source": "newer", "title": "Newer", "text": "A newer harbour."}]},
-    "delegate_task": {"message": "Who keeps the harbour?"},
-}
-"""What a tool needs besides ids; one that is not here needs nothing else."""
 ABSENT = {"document_id": "there is no document of that id", "task_id": "there is no such task"}
+TERMINATE_WAITING = """
+select pg_terminate_backend(pid) from pg_stat_activity
+where datname = current_database() and application_name = 'test-mcp' and wait_event_type = 'Lock'
+"""
 NAMED = [tool for tool in TOOLS if set(ABSENT) & set(tool.declaration.input_schema["properties"])]
 
 
-def arguments_of(tool: Tool[Any], ids: dict[str, str]) -> dict[str, Any]:
-    """Return valid arguments."""
-    properties = tool.declaration.input_schema["properties"]
-    return {**EXAMPLES.get(tool.name, {}), **{name: value for name, value in ids.items() if name in properties}}
-
-
-@pytest.fixture(name="scene")
-async def scene_fixture(world: World) -> AsyncGenerator[McpScene]:
-    """A running server."""
-    async with mcp_scene(world) as scene:
-        yield scene
+async def put(scene: McpScene, source: str, text: str, **more: Any) -> str:
+    """Store a document whose title says nothing of it, and return its id."""
+    return await scene.put("Law", source=source, text=text, **more)
 
 
 @pytest.fixture(name="theirs")
 async def theirs_fixture(scene: McpScene) -> dict[str, str]:
     """A document and a task of the rival's."""
-    document_id = await scene.put(
-        SECRET, f"The harbour's recipe is {SECRET}.", scene.rival, metadata={"tags": [SECRET]}
+    document_id = await put(
+        scene, SECRET, f"The harbour's recipe is {SECRET}.", tenant=scene.rival, metadata={"tags": [SECRET]}
     )
     task = await scene.ask("delegate_task", {"message": SECRET, "context_id": SECRET}, scene.rival)
     await scene.embed()
@@ -62,12 +50,12 @@ async def test_no_tool_tells_one_tenant_of_another(scene: McpScene, theirs: dict
     absent = {name: str(uuid4()) for name in theirs}
     async with scene.client() as client, scene.client(scene.rival) as rival:
         for tool in TOOLS:
-            foreign = await client.call_tool(tool.name, arguments_of(tool, theirs))
+            foreign = await client.call_tool(tool.name, arguments_of(tool, theirs, query=f"harbour {SECRET}"))
             told = foreign.model_dump_json()
             # a search repeats the caller's own words
             assert SECRET not in told.replace(f"harbour {SECRET}", ""), tool.name
             if tool in NAMED:
-                nowhere = await client.call_tool(tool.name, arguments_of(tool, absent))
+                nowhere = await client.call_tool(tool.name, arguments_of(tool, absent, query=f"harbour {SECRET}"))
                 assert told == nowhere.model_dump_json(), tool.name
                 assert bad(foreign) in [("not_found", text) for text in ABSENT.values()], tool.name
             else:
@@ -79,9 +67,8 @@ async def test_no_tool_tells_one_tenant_of_another(scene: McpScene, theirs: dict
 
 
 async def test_every_tool_needs_its_scope(scene: McpScene) -> None:
-    eras: tuple[Era, ...] = ("auto", "legacy")
     for scope in ALL_SCOPES:
-        for era in eras:
+        for era in ERAS:
             async with scene.client(scopes=ALL_SCOPES - {scope}, era=era) as client:
                 listed = [tool.name for tool in (await client.list_tools()).tools]
                 assert listed == [tool.name for tool in TOOLS if tool.scope is not scope]
@@ -150,9 +137,9 @@ COOKING = "Simmer the onions in butter until they are soft."
 
 
 async def test_documents_like_one_are_found_by_meaning_and_never_the_document_itself(scene: McpScene) -> None:
-    harbour = await scene.put("harbour", HARBOUR, metadata={"year": 1900})
-    lights = await scene.put("lights", LIGHTS, metadata={"year": 1901})
-    cooking = await scene.put("cooking", COOKING, metadata={"year": 1902})
+    harbour = await put(scene, "harbour", HARBOUR, metadata={"year": 1900})
+    lights = await put(scene, "lights", LIGHTS, metadata={"year": 1901})
+    cooking = await put(scene, "cooking", COOKING, metadata={"year": 1902})
     await scene.embed()
     found = await scene.ask("find_similar", {"document_id": harbour})
     assert [one["document_id"] for one in found["similar"]] == [lights, cooking]
@@ -166,8 +153,8 @@ async def test_documents_like_one_are_found_by_meaning_and_never_the_document_it
 
 async def test_passages_like_one_come_from_the_other_documents_all_of_them(scene: McpScene) -> None:
     sections = "\n\n".join(f"# {name}\n\n{text * 12}" for name, text in (("Sea", HARBOUR), ("Kitchen", COOKING)))
-    long = await scene.put("long", sections, media_type="text/markdown")
-    other = await scene.put("other", sections.replace("harbour", "port"), media_type="text/markdown")
+    long = await put(scene, "long", sections, media_type="text/markdown")
+    other = await put(scene, "other", sections.replace("harbour", "port"), media_type="text/markdown")
     await scene.embed()
     document = await scene.ask("retrieve_document", {"document_id": long, "chunk": 1})
     assert document["passages"][0]["heading"] == "Kitchen"
@@ -184,10 +171,10 @@ async def test_passages_like_one_come_from_the_other_documents_all_of_them(scene
 
 
 async def test_while_its_vectors_are_made_words_stand_in_and_the_answer_says_so(scene: McpScene) -> None:
-    lights = await scene.put("lights", LIGHTS)
-    await scene.put("cooking", COOKING)
+    lights = await put(scene, "lights", LIGHTS)
+    await put(scene, "cooking", COOKING)
     await scene.embed()
-    harbour = await scene.put("harbour", HARBOUR)
+    harbour = await put(scene, "harbour", HARBOUR)
     found = await scene.ask("find_similar", {"document_id": harbour})
     assert (found["by"], found["degraded"]) == ("words", ["dense"])
     assert found["similar"][0]["document_id"] == lights
@@ -196,8 +183,10 @@ async def test_while_its_vectors_are_made_words_stand_in_and_the_answer_says_so(
 
 
 async def test_what_is_another_groups_is_in_no_list_no_number_and_no_likeness(scene: McpScene) -> None:
-    open_id = await scene.put("open", HARBOUR, metadata={"tags": ["sea"]})
-    hidden = await scene.put("hidden/harbour", HARBOUR + " Secretly.", groups=["clerks"], metadata={"tags": ["secret"]})
+    open_id = await put(scene, "open", HARBOUR, metadata={"tags": ["sea"]})
+    hidden = await put(
+        scene, "hidden/harbour", HARBOUR + " Secretly.", groups=["clerks"], metadata={"tags": ["secret"]}
+    )
     await scene.embed()
     async with scene.client() as client, scene.client(groups=("clerks",)) as clerk:
         for tool in ("find_similar", "retrieve_document"):
@@ -217,7 +206,7 @@ async def test_what_is_another_groups_is_in_no_list_no_number_and_no_likeness(sc
 
 async def test_a_passage_is_read_with_its_neighbours_and_parts_are_named_one_way_only(scene: McpScene) -> None:
     text = "\n\n".join(f"# Part {number}\n\n" + f"Sentence {number} of many." * 30 for number in range(6))
-    document_id = await scene.put("parts", text, media_type="text/markdown")
+    document_id = await put(scene, "parts", text, media_type="text/markdown")
     whole = await scene.ask("retrieve_document", {"document_id": document_id})
     assert (whole["passages"], whole["next_start"], whole["text"]) == ([], None, text)
     part = await scene.ask("retrieve_document", {"document_id": document_id, "chunk": 2, "around": 1})
@@ -244,7 +233,7 @@ async def test_a_passage_is_read_with_its_neighbours_and_parts_are_named_one_way
 
 async def test_a_list_is_narrowed_by_filter_and_prefix_and_its_cursor_is_good_for_it_alone(scene: McpScene) -> None:
     for number in range(6):
-        await scene.put(f"{'even' if number % 2 == 0 else 'odd'}/{number}", HARBOUR, metadata={"n": number})
+        await put(scene, f"{'even' if number % 2 == 0 else 'odd'}/{number}", HARBOUR, metadata={"n": number})
     async with scene.client() as client:
         everything: dict[str, Any] = {"source_prefix": "even/", "filter": {"field": "metadata.n", "lt": 4}, "limit": 1}
         first = good(await client.call_tool("list_documents", everything))
@@ -277,7 +266,7 @@ async def test_a_list_is_narrowed_by_filter_and_prefix_and_its_cursor_is_good_fo
 
 
 async def test_of_many_documents_each_has_its_own_outcome_and_a_second_call_changes_nothing(scene: McpScene) -> None:
-    await scene.put("hidden", HARBOUR, groups=["clerks"])
+    await put(scene, "hidden", HARBOUR, groups=["clerks"])
     documents = [
         {"source": "a", "title": "A", "text": HARBOUR},
         {"source": "empty", "title": "E", "text": " "},
@@ -293,8 +282,8 @@ async def test_of_many_documents_each_has_its_own_outcome_and_a_second_call_chan
         assert message
 
     async with scene.client() as client:
-        put = good(await client.call_tool("put_documents", {"documents": documents}, progress_callback=tell))
-        outcomes = [(one["source"], one["outcome"], one["code"]) for one in put["results"]]
+        done = good(await client.call_tool("put_documents", {"documents": documents}, progress_callback=tell))
+        outcomes = [(one["source"], one["outcome"], one["code"]) for one in done["results"]]
         assert outcomes == [
             ("a", "created", None),
             ("empty", "refused", "document_refused"),
@@ -303,20 +292,57 @@ async def test_of_many_documents_each_has_its_own_outcome_and_a_second_call_chan
             ("theirs", "refused", "forbidden"),
             ("z", "created", None),
         ]
-        assert (put["stored"], put["failed"]) == (2, 4)
-        assert all(one["reason"] for one in put["results"] if one["outcome"] == "refused")
+        assert (done["stored"], done["failed"]) == (2, 4)
+        assert all(one["reason"] for one in done["results"] if one["outcome"] == "refused")
         assert told == [(float(number), 6.0) for number in range(1, 7)]
         listed = good(await client.call_tool("list_documents"))["documents"]
         assert [one["source"] for one in listed] == ["a", "z"]
         again = good(await client.call_tool("put_documents", {"documents": documents[::5]}))
         assert {one["outcome"] for one in again["results"]} == {"unchanged"}
-        assert again["corpus_version"] == put["corpus_version"]
+        assert again["corpus_version"] == done["corpus_version"]
         async with scene.client(era="legacy") as older:
             told.clear()
             await older.call_tool("put_documents", {"documents": documents[::5]}, progress_callback=tell)
             assert told == [(1.0, 2.0), (2.0, 2.0)]
-        fresh = {"query": "lighthouses", "mode": "keyword", "min_version": put["corpus_version"]}
+        fresh = {"query": "lighthouses", "mode": "keyword", "min_version": done["corpus_version"]}
         assert good(await client.call_tool("hybrid_search", fresh))["hits"][0]["source"] == "z"
+
+
+async def test_a_database_lost_in_the_middle_leaves_the_rest_untried_and_says_so(scene: McpScene) -> None:
+    await put(scene, "b", HARBOUR)
+    documents = [{"source": source, "title": "T", "text": LIGHTS} for source in ("a", "b", "c")]
+    told: list[float] = []
+
+    async def tell(progress: float, total: float | None, message: str | None) -> None:
+        del total, message
+        told.append(progress)
+
+    found: list[dict[str, Any]] = []
+
+    async def call() -> None:
+        async with scene.client() as client:
+            done = await client.call_tool("put_documents", {"documents": documents}, progress_callback=tell)
+            found.append(good(done))
+
+    holder = await asyncpg.connect(scene.world.superuser_url)
+    observer = await asyncpg.connect(scene.world.superuser_url)
+    try:
+        async with holder.transaction():
+            await holder.execute("select 1 from rag.document where source = 'b' for update")
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(call)
+                while not await observer.fetch(TERMINATE_WAITING):  # noqa: ASYNC110  # the server's activity has no event
+                    await anyio.sleep(0.02)
+    finally:
+        await holder.close()
+        await observer.close()
+    outcomes = [(one["source"], one["outcome"], one["code"]) for one in found[0]["results"]]
+    assert outcomes == [("a", "created", None), ("b", "not_tried", "unavailable"), ("c", "not_tried", None)]
+    assert (found[0]["stored"], found[0]["failed"]) == (1, 2)
+    assert all(one["reason"] for one in found[0]["results"][1:])
+    assert told == [1.0, 2.0]
+    again = await scene.ask("put_documents", {"documents": documents})
+    assert [one["outcome"] for one in again["results"]] == ["unchanged", "updated", "created"]
 
 
 async def test_too_many_too_long_or_twice_the_same_is_refused_before_anything_is_stored(scene: McpScene) -> None:
@@ -335,10 +361,12 @@ async def test_too_many_too_long_or_twice_the_same_is_refused_before_anything_is
 
 
 async def test_a_collection_is_counted_in_full(scene: McpScene) -> None:
-    await scene.put("a", HARBOUR, metadata={"tags": ["sea", "law", 5]})
-    await scene.put("b", "Größe", metadata={"tags": "sea"})
+    await put(scene, "a", HARBOUR, metadata={"tags": ["sea", "law", 5]})
+    await put(scene, "b", "Größe", metadata={"tags": "sea"})
     await scene.embed()
-    long = await scene.put("c", f"# C\n\n{HARBOUR * 40}", media_type="text/markdown", metadata={"tags": {"not": "any"}})
+    long = await put(
+        scene, "c", f"# C\n\n{HARBOUR * 40}", media_type="text/markdown", metadata={"tags": {"not": "any"}}
+    )
     stats = await scene.ask("document_stats", {})
     assert (stats["documents"], stats["embeddings_pending"], stats["corpus_version"]) == (3, 1, 3)
     assert stats["text_bytes"] == len(HARBOUR) + len("Größe".encode()) + len(f"# C\n\n{HARBOUR * 40}")
@@ -354,7 +382,7 @@ async def test_a_collection_is_counted_in_full(scene: McpScene) -> None:
 
 
 async def test_usage_tells_the_limits_what_is_stored_and_ones_own_tasks_and_no_invented_spend(scene: McpScene) -> None:
-    await scene.put("a", HARBOUR)
+    await put(scene, "a", HARBOUR)
     async with scene.client() as client:
         await client.call_tool("delegate_task", {"message": "Who keeps the lights?"})
         before = good(await client.call_tool("usage"))
@@ -375,13 +403,13 @@ async def test_usage_tells_the_limits_what_is_stored_and_ones_own_tasks_and_no_i
 
 async def test_a_tools_documents_are_named_for_the_audit_trail(scene: McpScene) -> None:
     """The ids are what the structured results hold; the trail itself has tests of its own."""
-    document_id = await scene.put("a", HARBOUR)
-    other = await scene.put("b", LIGHTS)
+    document_id = await put(scene, "a", HARBOUR)
+    other = await put(scene, "b", LIGHTS)
     await scene.embed()
     for tool in TOOLS:
         if tool.name in {"find_similar", "list_documents", "document_stats", "retrieve_document"}:
             output = tool.output.model_validate(
-                await scene.ask(tool.name, arguments_of(tool, {"document_id": document_id}))
+                await scene.ask(tool.name, arguments_of(tool, {"document_id": document_id}, limit=5))
             )
             used = {"find_similar": {other}, "retrieve_document": {document_id}}.get(tool.name, {document_id, other})
             assert set(output.documents_used()) == used, tool.name
@@ -389,8 +417,8 @@ async def test_a_tools_documents_are_named_for_the_audit_trail(scene: McpScene) 
 
 async def test_the_likeness_of_a_tenant_without_a_settled_model_is_asked_of_the_default_one(scene: McpScene) -> None:
     """Before its first vector a tenant has no model; with another one, its vectors are that one's."""
-    harbour = await scene.put("harbour", HARBOUR)
-    await scene.put("lights", LIGHTS)
+    harbour = await put(scene, "harbour", HARBOUR)
+    await put(scene, "lights", LIGHTS)
     await scene.embed()
     admin = await asyncpg.connect(scene.world.superuser_url)
     await admin.execute("update rag.tenant set model_id = null where tenant_id = $1", scene.acme.tenant_id)
@@ -401,4 +429,3 @@ async def test_the_likeness_of_a_tenant_without_a_settled_model_is_asked_of_the_
 async def test_admin_is_no_scope_that_opens_tools(scene: McpScene) -> None:
     async with scene.client(scopes=frozenset({Scope.ADMIN})) as client:
         assert (await client.list_tools()).tools == []
-    assert dataclasses.asdict(TOOLS[0].operation)["scope"] is Scope.CORPUS_READ

@@ -6,15 +6,10 @@ Each test is marked with the rows of mcp_requirements.toml that it proves.
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
-import anyio
-import asyncpg
 import httpx2
 import orjson
 import pytest
@@ -22,13 +17,15 @@ import pytest
 from mcp_server.tools import TOOLS
 from rag.identity.scopes import Audience, Scope
 from rag.settings import Settings
-from tests.support.servers import McpServer, mcp_server
+from tests.support.mcp_scene import McpScene
+from tests.support.mcp_wire import LEGACY, MODERN, answered, events, raw_request
+from tests.support.servers import McpServer
 from tests.support.world import World
 
 pytestmark = pytest.mark.anyio
 BOUND_S = 10.0
-LEGACY, MODERN = "2025-11-25", "2026-07-28"
 INVALID_PARAMS, METHOD_NOT_FOUND, HEADER_MISMATCH, UNSUPPORTED_VERSION = -32602, -32601, -32020, -32022
+INVALID_REQUEST = -32600
 LISTS = ["tools/list", "resources/list", "resources/templates/list", "prompts/list"]
 
 
@@ -45,49 +42,17 @@ class Wire:
         self, method: str, params: dict[str, Any] | None = None, *, revision: str = LEGACY, **changes: Any
     ) -> httpx2.Response:
         """Send one request as a client of `revision` would; `changes`: members of the message, token, bound_s."""
-        params = dict(params or {})
-        bound_s = changes.pop("bound_s", BOUND_S)
-        headers = {
-            "accept": "application/json, text/event-stream",
-            "content-type": "application/json",
-            "authorization": f"Bearer {changes.pop('token', self.token)}",
-            "mcp-protocol-version": revision,
-        }
-        if revision >= MODERN:
-            headers["mcp-method"] = method
-            name = params.get("name") or params.get("uri")
-            headers |= {"mcp-name": str(name)} if name else {}
-            own = {
-                "io.modelcontextprotocol/protocolVersion": revision,
-                "io.modelcontextprotocol/clientCapabilities": {},
-            }
-            params["_meta"] = {**own, **params.get("_meta", {})}
-        message = {"jsonrpc": "2.0", "id": 1, "method": method, "params": params, **changes}
-        message = {key: value for key, value in message.items() if value is not None}
-        return await self.http.post(self.server.url, content=orjson.dumps(message), headers=headers, timeout=bound_s)
+        bound_s, token = changes.pop("bound_s", BOUND_S), changes.pop("token", self.token)
+        body, headers = raw_request(method, params, revision=revision, **changes)
+        headers["authorization"] = f"Bearer {token}"
+        return await self.http.post(self.server.url, content=body, headers=headers, timeout=bound_s)
 
 
 @pytest.fixture(name="wire")
-async def wire_fixture(world: World) -> AsyncGenerator[Wire]:
-    """A running server."""
-    token = world.token(await world.tenant("acme"), audience=Audience.MCP)
-    async with (
-        mcp_server(world) as server,
-        httpx2.AsyncClient(timeout=BOUND_S, limits=httpx2.Limits(max_connections=1)) as http,
-    ):
-        yield Wire(world=world, server=server, http=http, token=token)
-
-
-def events(response: httpx2.Response) -> list[dict[str, Any]]:
-    """Return the messages of an event stream."""
-    lines = response.text.splitlines()
-    return [orjson.loads(line.removeprefix("data:")) for line in lines if line.startswith("data:") and line[5:].strip()]
-
-
-def answered(response: httpx2.Response) -> dict[str, Any]:
-    """Return the answer, in whichever of its two forms it came."""
-    streamed = response.headers["content-type"].startswith("text/event-stream")
-    return events(response)[-1] if streamed else response.json()
+async def wire_fixture(scene: McpScene) -> AsyncGenerator[Wire]:
+    """A connection of the test's own."""
+    async with httpx2.AsyncClient(timeout=BOUND_S, limits=httpx2.Limits(max_connections=1)) as http:
+        yield Wire(world=scene.world, server=scene.server, http=http, token=scene.token())
 
 
 @pytest.mark.requirement("transport.notification")
@@ -134,6 +99,26 @@ async def test_an_answer_has_the_id_of_its_request(wire: Wire, revision: str) ->
             assert ("error" in message) == (tool == "no_such_tool")
 
 
+@pytest.mark.parametrize("revision", [LEGACY, MODERN])
+async def test_an_id_beyond_64_bits_comes_back_and_one_that_is_none_is_refused(wire: Wire, revision: str) -> None:
+    body, headers = raw_request("tools/list", revision=revision)
+    headers["authorization"] = f"Bearer {wire.token}"
+    for raw, status in {str(2**70): 200, str(-(2**63)): 200, "1.5": 400, "null": 400, "true": 400, "[]": 400}.items():
+        changed = body.replace(b'"id":1,', f'"id":{raw},'.encode())
+        sent = await wire.http.post(wire.server.url, content=changed, headers=headers)
+        assert sent.status_code == status, raw
+        if status == 200:
+            assert re.search(rf'"id": ?{raw}\b', sent.text)
+        else:
+            assert sent.json()["error"]["code"] == INVALID_REQUEST
+
+
+async def test_nobody_is_redirected_with_a_token_in_hand(wire: Wire) -> None:
+    headers = {"authorization": f"Bearer {wire.token}"}
+    answer = await wire.http.post(f"{wire.server.url}/", content=b"{}", headers=headers)
+    assert answer.status_code == 404
+
+
 @pytest.mark.requirement("base.version-negotiation")
 async def test_initialize_agrees_on_a_version(wire: Wire) -> None:
     for asked, agreed in ((LEGACY, LEGACY), ("2025-06-18", "2025-06-18"), ("1999-01-01", LEGACY)):
@@ -151,7 +136,7 @@ async def test_initialize_agrees_on_a_version(wire: Wire) -> None:
 @pytest.mark.requirement("auth.every-request")
 @pytest.mark.requirement("tools.list.by-authorization")
 async def test_two_tenants_may_share_one_connection(wire: Wire) -> None:
-    rival = await wire.world.tenant("rival")
+    rival = await wire.world.tenant("neighbour")
     reader = wire.world.token(rival, audience=Audience.MCP, scopes=frozenset({Scope.CORPUS_READ}))
     document = {"source": "a.md", "title": "Ours", "text": "Ours alone."}
     for revision in (LEGACY, MODERN):
@@ -228,67 +213,3 @@ async def test_a_token_in_the_address_is_none(wire: Wire) -> None:
     headers = {"accept": "application/json, text/event-stream", "content-type": "application/json"}
     answer = await wire.http.post(f"{wire.server.url}?access_token={wire.token}", content=body, headers=headers)
     assert answer.status_code == 401
-
-
-@asynccontextmanager
-async def documents_locked(world: World) -> AsyncGenerator[asyncpg.Connection]:
-    """Let nobody read or write documents until the block ends."""
-    holder = await asyncpg.connect(world.superuser_url)
-    try:
-        async with holder.transaction():
-            await holder.execute("lock table rag.document in access exclusive mode")
-            yield holder
-    finally:
-        await holder.close()
-
-
-async def waiting(holder: asyncpg.Connection, number: int) -> None:
-    """Return once so many statements of this database wait for a lock."""
-    query = "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'"
-    with anyio.fail_after(BOUND_S):
-        while await holder.fetchval(query) != number:  # noqa: ASYNC110  # the server's activity has no event
-            await anyio.sleep(0.02)
-
-
-async def abandoned(wire: Wire, holder: asyncpg.Connection, call: dict[str, Any], revision: str) -> None:
-    """Send a call, and close the connection once its statement waits."""
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(partial(wire.send, "tools/call", call, revision=revision))
-        await waiting(holder, 1)
-        tasks.cancel_scope.cancel()
-
-
-@pytest.mark.requirement("patterns.cancellation.disconnect")
-@pytest.mark.parametrize("revision", [LEGACY, MODERN])
-async def test_what_a_client_that_leaves_was_reading_is_cancelled_down_to_the_statement(
-    wire: Wire, revision: str
-) -> None:
-    async with documents_locked(wire.world) as holder:
-        await abandoned(wire, holder, {"name": "list_documents", "arguments": {}}, revision)
-        await waiting(holder, 0)
-
-
-@pytest.mark.requirement("patterns.cancellation.disconnect")
-async def test_what_a_client_that_leaves_was_writing_is_not_written(wire: Wire) -> None:
-    call = {"name": "put_document", "arguments": {"source": "a.md", "title": "A", "text": "A."}}
-    async with documents_locked(wire.world) as holder:
-        await abandoned(wire, holder, call, MODERN)
-        await waiting(holder, 0)
-    answer = await wire.send("tools/call", {"name": "list_documents", "arguments": {}}, revision=MODERN)
-    assert answered(answer)["result"]["structuredContent"]["documents"] == []
-
-
-@pytest.mark.heavy
-@pytest.mark.requirement("tools.timeout")
-@pytest.mark.parametrize("revision", [LEGACY, MODERN])
-async def test_a_call_that_hangs_ends_within_its_bound_and_says_so(wire: Wire, revision: str) -> None:
-    async with documents_locked(wire.world):
-        began = time.monotonic()
-        call = {"name": "list_documents", "arguments": {}}
-        answer = await wire.send("tools/call", call, revision=revision, bound_s=30.0)
-        assert time.monotonic() - began < 20.0
-    result = answered(answer)["result"]
-    assert result["isError"]
-    assert result["_meta"]["bulkhead/code"] == "unavailable"
-    again = await wire.send("tools/call", {"name": "list_documents", "arguments": {}}, revision=revision)
-    assert not answered(again)["result"]["isError"]

@@ -91,6 +91,19 @@ async def test_a_taken_port_is_told_in_one_line(world: World) -> None:
         settings = dataclasses.replace(
             fleet_settings(world.settings, mcp_workers=WORKERS), mcp_port=int(taken.getsockname()[1])
         )
+        assert "BULKHEAD_MCP_PORT" in await refusal(settings)
+
+
+async def test_settings_that_no_worker_can_serve_with_are_told_in_one_line(world: World, tmp_path: Path) -> None:
+    settings = dataclasses.replace(
+        fleet_settings(world.settings, mcp_workers=WORKERS), seal_keys_file=tmp_path / "absent.json"
+    )
+    assert "absent.json" in await refusal(settings)
+
+
+async def refusal(settings: Settings) -> str:
+    """Return the one line, besides its log, that the server leaves when it refuses to start."""
+    with anyio.fail_after(BOUND_S):
         done = await anyio.run_process(
             [sys.executable, "-m", "mcp_server"],
             env=settings.to_env(),
@@ -98,6 +111,5 @@ async def test_a_taken_port_is_told_in_one_line(world: World) -> None:
             check=False,
         )
     lines = [line for line in done.stderr.decode().splitlines() if not line.startswith("{")]
-    assert done.returncode == 1
-    assert len(lines) == 1
-    assert "BULKHEAD_MCP_PORT" in lines[0]
+    assert (done.returncode, len(lines)) == (1, 1), lines
+    return lines[0]

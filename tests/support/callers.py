@@ -10,8 +10,12 @@ from uuid import UUID, uuid4
 
 from rag.identity.principal import Principal
 from rag.identity.scopes import Scope
+from rag.limits.pauses import Pauses
 
-__all__ = ["Hand", "caller"]
+__all__ = ["PROMPT", "Hand", "caller"]
+
+PROMPT = Pauses(pause_s=0.0)
+"""For tests that are refused many times and measure something else."""
 
 
 class Hand:

@@ -1,4 +1,4 @@
-"""A collector of the test's own: takes OTLP over HTTP as a real one does and keeps the spans for the test to see."""
+"""A collector of the test's own: takes OTLP over HTTP as a real one does and keeps what came for the test to see."""
 
 from __future__ import annotations
 
@@ -10,6 +10,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import anyio
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
+    ExportMetricsServiceRequest,
+    ExportMetricsServiceResponse,
+)
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTraceServiceRequest,
     ExportTraceServiceResponse,
@@ -33,6 +37,7 @@ class Span:
     trace_id: str
     span_id: str
     parent_id: str
+    kind: int
     attributes: dict[str, Any]
     events: tuple[str, ...]
     """Everything that its events say."""
@@ -44,6 +49,8 @@ class OtlpReceiver:
 
     endpoint: str
     spans: list[Span] = field(default_factory=list[Span])
+    metrics: dict[str, float] = field(default_factory=dict[str, float])
+    """The latest sum or gauge of each instrument, all attributes together."""
     _came: anyio.Condition = field(default_factory=anyio.Condition)
 
     async def until(self, enough: Callable[[list[Span]], bool]) -> list[Span]:
@@ -54,11 +61,8 @@ class OtlpReceiver:
         return list(self.spans)
 
     async def take(self, request: Request) -> Response:
-        """Keep what one export brings."""
-        body = await request.body()
-        if request.headers.get("content-encoding") == "gzip":
-            body = gzip.decompress(body)
-        export = ExportTraceServiceRequest.FromString(body)
+        """Keep the spans that one export brings."""
+        export = ExportTraceServiceRequest.FromString(await _body(request))
         async with self._came:
             for resource in export.resource_spans:
                 service = _attributes(resource.resource.attributes)["service.name"]
@@ -68,6 +72,16 @@ class OtlpReceiver:
         answer = ExportTraceServiceResponse().SerializeToString()
         return Response(answer, media_type="application/x-protobuf")
 
+    async def measure(self, request: Request) -> Response:
+        """Keep the metrics that one export brings."""
+        export = ExportMetricsServiceRequest.FromString(await _body(request))
+        for scope in (scope for resource in export.resource_metrics for scope in resource.scope_metrics):
+            for metric in scope.metrics:
+                points = (metric.sum if metric.HasField("sum") else metric.gauge).data_points
+                self.metrics[metric.name] = sum(point.as_int + point.as_double for point in points)
+        answer = ExportMetricsServiceResponse().SerializeToString()
+        return Response(answer, media_type="application/x-protobuf")
+
 
 @asynccontextmanager
 async def otlp_receiver() -> AsyncGenerator[OtlpReceiver]:
@@ -75,9 +89,15 @@ async def otlp_receiver() -> AsyncGenerator[OtlpReceiver]:
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         receiver = OtlpReceiver(endpoint=f"http://127.0.0.1:{listening.getsockname()[1]}")
-        app = Starlette(routes=[Route("/v1/traces", receiver.take, methods=["POST"])])
+        takes = {"/v1/traces": receiver.take, "/v1/metrics": receiver.measure}
+        app = Starlette(routes=[Route(path, take, methods=["POST"]) for path, take in takes.items()])
         async with serving(app, listening):
             yield receiver
+
+
+async def _body(request: Request) -> bytes:
+    body = await request.body()
+    return gzip.decompress(body) if request.headers.get("content-encoding") == "gzip" else body
 
 
 def _span(service: str, span: Any) -> Span:
@@ -87,6 +107,7 @@ def _span(service: str, span: Any) -> Span:
         trace_id=span.trace_id.hex(),
         span_id=span.span_id.hex(),
         parent_id=span.parent_span_id.hex(),
+        kind=span.kind,
         attributes=_attributes(span.attributes),
         events=tuple(str(event) for event in span.events),
     )

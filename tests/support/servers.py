@@ -17,6 +17,7 @@ import uvicorn
 from mcp_server.app import create_app
 from rag.identity.scopes import Audience
 from rag.runtime import Runtime, open_runtime
+from rag.serving import BoundedHttp
 from rag.tasks.feed import TASK_CHANNEL
 from tests.support.world import World
 
@@ -54,12 +55,14 @@ async def mcp_server(world: World, *, request_limit_per_minute: int | None = 60_
 
 
 @asynccontextmanager
-async def serving(app: object, listening: socket.socket) -> AsyncGenerator[None]:
+async def serving(
+    app: object, listening: socket.socket, *, http: type[BoundedHttp] = BoundedHttp
+) -> AsyncGenerator[None]:
     """Run an ASGI application on a bound socket until the block ends."""
     config = uvicorn.Config(
         app,  # pyright: ignore[reportArgumentType]
         loop="none",
-        http="httptools",
+        http=http,
         ws="none",
         lifespan="on",
         log_config=None,

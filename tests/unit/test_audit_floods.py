@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from uuid import UUID
 
 import pytest
@@ -31,6 +32,14 @@ def test_the_first_of_a_kind_is_written_and_the_rest_is_one_entry_with_their_num
     assert counted.due(9.9) == []
     [(_, told)] = counted.due(10.0)
     assert (told.repeats, told.trace_id) == (3, None)
+
+
+def test_what_was_asked_for_is_not_kept_while_counting_nor_told_of_those_that_asked_for_something_else() -> None:
+    counted = Floods(every_s=10)
+    [(_, first)] = counted.take(caller(), dataclasses.replace(refusal(), query="harbour"), 0.0)
+    counted.take(caller(), dataclasses.replace(refusal(), query="other words"), 1.0)
+    [(_, told)] = counted.due(10.0)
+    assert (first.query, told.query, told.repeats) == ("harbour", None, 1)
 
 
 def test_a_flood_that_goes_on_is_told_once_per_interval_and_one_that_ended_is_forgotten() -> None:
