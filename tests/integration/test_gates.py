@@ -56,7 +56,7 @@ async def test_an_administrator_who_acts_as_the_app_role_may_not(world: World) -
         ("alter table rag.document owner to bulkhead_app", "owns rag.document"),
         ("alter function rag.current_tenant() owner to bulkhead_app", "owns rag.current_tenant()"),
         ("grant select (inner_pad) on seal.key to bulkhead_app", "reads seal.key"),
-        ("grant execute on function seal.mint_v1 to bulkhead_app", "executes seal.mint_v1"),
+        ("grant execute on function seal.mint_v3 to bulkhead_app", "executes seal.mint_v3"),
         ("alter table rag.document disable row level security", "reads rag.document past"),
         ("alter table rag.task no force row level security", "reads rag.task past"),
         ("create policy open on rag.document for select using (true)", "passes policy open on rag.document"),
