@@ -62,6 +62,8 @@ class Operation:
     """In units of the tenant's and the user's rate limits."""
     timeout_s: float = 15.0
     writes: bool = False
+    waits: bool = False
+    """For something to happen, most of the time."""
     query: str | None = field(default=None, repr=False)
     """What is searched for, for the audit trail: a digest of it, and the text where the tenant wants that kept."""
 
@@ -107,7 +109,7 @@ async def _recorded(call: Call, operation: Operation, work: Callable[[], Awaitab
         only_refusals=operation.method in OF_THE_PRODUCT,
     )
     try:
-        async with call.runtime.limiter.admitted(call.principal, operation.cost):
+        async with call.runtime.limiter.admitted(call.principal, operation.cost, lasting=operation.waits):
             await trail.begin()
             done = await _done(call, operation, work, name)
             await trail.end(done.documents)

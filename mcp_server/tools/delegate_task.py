@@ -111,4 +111,5 @@ DELEGATE_TASK = Tool(
     idempotent=False,
     cost=5,
     timeout_s=WAIT_TIMEOUT_S,
+    waits=True,
 )

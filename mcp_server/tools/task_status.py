@@ -58,4 +58,5 @@ TASK_STATUS = Tool(
     run=run,
     read_only=True,
     timeout_s=WAIT_TIMEOUT_S,
+    waits=True,
 )

@@ -61,6 +61,7 @@ class Tool(Generic[A]):
     cost: int = 1
     """In units of the rate limits: about what it costs the database, a keyword search being 1."""
     timeout_s: float = 15.0
+    waits: bool = False
 
     @cached_property
     def operation(self) -> Operation:
@@ -72,6 +73,7 @@ class Tool(Generic[A]):
             cost=self.cost,
             timeout_s=self.timeout_s,
             writes=not self.read_only,
+            waits=self.waits,
         )
 
     @cached_property

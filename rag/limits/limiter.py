@@ -29,6 +29,9 @@ from rag.settings import Settings
 __all__ = ["Limiter", "TieredLimiter", "open_limiter"]
 
 MIN_RETRY_S = 0.001
+OPERATIONS_PER_CONNECTION = 8
+"""Of the database: so many operations run at a time in a process. More would wait for a connection, in no order of
+tenants."""
 
 
 class Limiter(Protocol):
@@ -46,8 +49,12 @@ class Limiter(Protocol):
         """
         ...
 
-    def admitted(self, principal: Principal, cost: int = 1) -> AbstractAsyncContextManager[None]:
+    def admitted(
+        self, principal: Principal, cost: int = 1, *, lasting: bool = False
+    ) -> AbstractAsyncContextManager[None]:
         """Admit the caller and hold one of its places among the operations that run at a time, until the block ends.
+
+        `lasting` operations wait for something most of the time, and take no place of the process.
 
         Raises:
             RateLimited: As `admit`, or all places are taken; then nothing is charged.
@@ -85,7 +92,7 @@ class TieredLimiter:
             await self._refuse(verdict)
 
     @asynccontextmanager
-    async def admitted(self, principal: Principal, cost: int = 1) -> AsyncGenerator[None]:
+    async def admitted(self, principal: Principal, cost: int = 1, *, lasting: bool = False) -> AsyncGenerator[None]:
         """See `Limiter.admitted`."""
         limits = await self._tiers(principal)
         account = _account(principal, limits)
@@ -94,7 +101,7 @@ class TieredLimiter:
         if known is not None and known.refused:
             await self._refuse(known)
         try:
-            await self._places.enter(principal.tenant_id, principal.subject, limits)
+            await self._places.enter(principal.tenant_id, principal.subject, limits, lasting=lasting)
         except RateLimited:
             self._metrics.refused(RefusedBy.CONCURRENCY)
             await self._pauses.before_refusing()
@@ -105,7 +112,7 @@ class TieredLimiter:
                 yield
                 return
         finally:
-            self._places.leave(principal.tenant_id, principal.subject)
+            self._places.leave(principal.tenant_id, principal.subject, lasting=lasting)
         await self._refuse(verdict)
 
     async def status(self, principal: Principal) -> LimitStatus:
@@ -142,13 +149,15 @@ async def open_limiter(
 
     Where it counts alone it lets in one part in `share`, the number of processes that serve together.
     """
+    places = Places(total=OPERATIONS_PER_CONNECTION * settings.pool_size)
     if settings.redis_url is None:
-        yield TieredLimiter(tiers=tiers, counts=LocalCounts(share=share, clock=clock), pauses=pauses, metrics=metrics)
+        local = LocalCounts(share=share, clock=clock)
+        yield TieredLimiter(tiers=tiers, counts=local, places=places, pauses=pauses, metrics=metrics)
         return
     redis = Redis.from_url(settings.redis_url, socket_timeout=REDIS_TIMEOUT_S, socket_connect_timeout=REDIS_TIMEOUT_S)
     counts = RedisCounts(redis, installation=settings.issuer, metrics=metrics, share=share, clock=clock)
     try:
-        yield TieredLimiter(tiers=tiers, counts=counts, pauses=pauses, metrics=metrics)
+        yield TieredLimiter(tiers=tiers, counts=counts, places=places, pauses=pauses, metrics=metrics)
     finally:
         await counts.aclose()
         await redis.aclose()

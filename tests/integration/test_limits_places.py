@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
+from uuid import UUID, uuid4
 
 import anyio
 import pytest
@@ -254,3 +255,44 @@ async def test_a_refusal_is_held_back_without_a_place_and_no_more_of_them_than_m
         await insist()
         assert len(refusals) == 1
         tasks.cancel_scope.cancel()
+
+
+async def test_the_places_of_the_process_go_to_the_tenants_that_wait_in_turn() -> None:
+    allowed = await tier(tenant=10, user=10)(caller())
+    places = Places(total=2, wait_s=LONG_S)
+    crowd, quiet = uuid4(), uuid4()
+    entered: list[UUID] = []
+
+    async def enter(tenant_id: UUID) -> None:
+        await places.enter(tenant_id, "ada", allowed)
+        entered.append(tenant_id)
+
+    for _ in range(2):
+        await enter(crowd)
+    async with anyio.create_task_group() as tasks:
+        for _ in range(5):
+            tasks.start_soon(enter, crowd)
+        await anyio.wait_all_tasks_blocked()
+        tasks.start_soon(enter, quiet)
+        await anyio.wait_all_tasks_blocked()
+        # what lasts takes no place of the process
+        await places.enter(quiet, "grace", allowed, lasting=True)
+        places.leave(quiet, "grace", lasting=True)
+        assert entered == [crowd, crowd]
+        for _ in range(2):
+            places.leave(crowd, "ada")
+            await anyio.wait_all_tasks_blocked()
+        assert sorted(entered[2:]) == sorted([crowd, quiet]), "one each, though five of the crowd came first"
+        for tenant_id in (quiet, crowd, crowd, crowd, crowd, crowd):
+            places.leave(tenant_id, "ada")
+            await anyio.wait_all_tasks_blocked()
+    assert len(places) == 0
+
+
+async def test_a_process_that_is_full_says_that_it_is_busy() -> None:
+    allowed = await tier(tenant=10, user=10)(caller())
+    places = Places(total=1, wait_s=0.01)
+    await places.enter(uuid4(), "ada", allowed)
+    with pytest.raises(RateLimited, match="the server is busy"):
+        await places.enter(uuid4(), "ada", allowed)
+    assert len(places) == 1
