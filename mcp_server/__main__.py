@@ -17,7 +17,7 @@ from mcp_server.app import create_app
 from mcp_server.workers import run_workers, until_orphaned
 from rag.identity.scopes import Audience
 from rag.runtime import Runtime, open_runtime, run_process
-from rag.serving import BoundedHttp
+from rag.serving import BoundedHttp, settle_memory
 from rag.settings import Settings
 from rag.tasks.feed import TASK_CHANNEL
 
@@ -76,11 +76,14 @@ async def _serve(settings: Settings, listening: socket.socket | None) -> None:
             access_log=False,
             server_header=False,
             date_header=False,
+            # nothing depends on the peer's address or on the scheme it came by
+            proxy_headers=False,
             timeout_graceful_shutdown=SHUTDOWN_S,
             timeout_keep_alive=KEEP_ALIVE_S,
             ssl_certfile=settings.tls_certificate,
             ssl_keyfile=settings.tls_key,
         )
+        settle_memory()
         # uvicorn raises the signal again once it has stopped: with a receiver open that is harmless, and what is open
         # here is closed in order
         with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:

@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final, cast
 
 import anyio
 import orjson
+from anyio.abc import TaskGroup
 from mcp.server.connection import Connection
 from mcp.server.lowlevel import Server
 from mcp.server.runner import serve_one
@@ -142,6 +144,18 @@ class Lane:
         self._app = app
         self._server = server
         self._security = TransportSecurityMiddleware(security)
+        self._watchers: TaskGroup | None = None
+
+    @asynccontextmanager
+    async def run(self) -> AsyncGenerator[None]:
+        """Watch the clients of what takes long, while the block runs.
+
+        One group for all requests: to open one for each costs a tenth of a small request.
+        """
+        async with anyio.create_task_group() as watchers:
+            self._watchers = watchers
+            yield
+            watchers.cancel_scope.cancel()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve or pass on."""
@@ -154,7 +168,7 @@ class Lane:
             await (refusal or self._app)(scope, receive, send)
             return
         work = self._answered(request, ordinary)
-        answered = await work if ordinary.outlives_its_client else await _while_connected(receive, work)
+        answered = await work if ordinary.outlives_its_client else await self._while_connected(receive, work)
         if answered is None:
             return
         status, body = answered
@@ -170,6 +184,29 @@ class Lane:
             }
         )
         await send({"type": "http.response.body", "body": body})
+
+    async def _while_connected(self, receive: Receive, work: Awaitable[tuple[int, bytes]]) -> tuple[int, bytes] | None:
+        """Return what `work` returns, or None when the client went away first."""
+        answered: tuple[int, bytes] | None = None
+        working = anyio.CancelScope()
+        watching: anyio.CancelScope | None = None
+
+        def begin_watching() -> None:
+            nonlocal watching
+            assert self._watchers is not None
+            watching = anyio.CancelScope()
+            self._watchers.start_soon(_watch, receive, working, watching)
+
+        # most work is done before looking whether anybody waits for it would have paid
+        timer = asyncio.get_running_loop().call_later(PATIENCE_S, begin_watching)
+        try:
+            with working:
+                answered = await work
+        finally:
+            timer.cancel()
+            if watching is not None:
+                watching.cancel()
+        return answered
 
     async def _ordinary(self, request: Request, headers: Mapping[bytes, bytes]) -> _Ordinary | None:
         match message_of(request.scope):
@@ -267,28 +304,8 @@ def _malformed(headers: Mapping[bytes, bytes], message: dict[str, Any]) -> Respo
     return None if sound else refused(400, INVALID_REQUEST, "the body is not a JSON-RPC 2.0 message")
 
 
-async def _while_connected(receive: Receive, work: Awaitable[tuple[int, bytes]]) -> tuple[int, bytes] | None:
-    """Return what `work` returns, or None when the client went away first."""
-    answered: tuple[int, bytes] | None = None
-    watching = False
-    async with anyio.create_task_group() as tasks:
-
-        async def watch() -> None:
-            while (await receive())["type"] != "http.disconnect":
-                pass
-            tasks.cancel_scope.cancel()
-
-        def begin() -> None:
-            nonlocal watching
-            watching = True
-            tasks.start_soon(watch)
-
-        # most work is done before looking whether anybody waits for it would have paid
-        timer = asyncio.get_running_loop().call_later(PATIENCE_S, begin)
-        try:
-            answered = await work
-        finally:
-            timer.cancel()
-        if watching:
-            tasks.cancel_scope.cancel()
-    return answered
+async def _watch(receive: Receive, work: anyio.CancelScope, own: anyio.CancelScope) -> None:
+    with own:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        work.cancel()

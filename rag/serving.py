@@ -7,11 +7,18 @@ takes headers of any length and bodies at any pace, and keeps an answer that nob
 from __future__ import annotations
 
 import asyncio
+import gc
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-__all__ = ["BoundedHttp"]
+__all__ = ["BoundedHttp", "settle_memory"]
+
+
+def settle_memory() -> None:
+    """Tell the collector that what a process has loaded by now stays: it need not look through it again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 class BoundedHttp(HttpToolsProtocol):

@@ -9,6 +9,7 @@ import dataclasses
 from typing import Any
 
 import mcp_types as types
+import orjson
 from mcp.shared.exceptions import MCPError
 
 from mcp_server.call import Done, Operation, answer
@@ -64,7 +65,7 @@ def _query(arguments: dict[str, Any] | None) -> str | None:
 
 def _result(output: Output) -> types.CallToolResult:
     # the JSON text beside the structure is for clients older than structured content (MCP, server/tools)
-    return types.CallToolResult(
-        content=[types.TextContent(text=output.model_dump_json())],
-        structured_content=output.model_dump(mode="json"),
-    )
+    structured = output.model_dump(mode="json")
+    text = types.TextContent.model_construct(type="text", text=orjson.dumps(structured).decode())
+    # not validated here: the SDK's kernel validates every result on its way out
+    return types.CallToolResult.model_construct(content=[text], structured_content=structured)

@@ -30,7 +30,7 @@ from rag.identity.principal import Principal
 from rag.identity.scopes import Audience
 from rag.identity.scopes import Scope as TokenScope
 from rag.runtime import open_runtime
-from rag.serving import BoundedHttp
+from rag.serving import BoundedHttp, settle_memory
 from rag.settings import Settings
 
 
@@ -101,7 +101,9 @@ async def _serve(kind: str, settings: Settings) -> None:
     tools._BY_NAME[ECHO.name] = ECHO  # pyright: ignore[reportPrivateUsage]  # the product has no tool that does nothing
     async with open_runtime(settings, audience=Audience.MCP, application="bench-overhead", embeds=False) as opened:
         runtime = dataclasses.replace(opened, audit=cast("AuditLog", _Unwritten()))
-        await _uvicorn(settings, create_app(runtime), lifespan="on").serve()
+        app = create_app(runtime)
+        settle_memory()
+        await _uvicorn(settings, app, lifespan="on").serve()
 
 
 def _uvicorn(settings: Settings, app: ASGIApp, *, lifespan: Literal["on", "off"]) -> uvicorn.Server:
@@ -118,6 +120,7 @@ def _uvicorn(settings: Settings, app: ASGIApp, *, lifespan: Literal["on", "off"]
             access_log=False,
             server_header=False,
             date_header=False,
+            proxy_headers=False,
         )
     )
 
