@@ -4,8 +4,8 @@
 
 Above: `auth.Scopes`. Below: the SDK's `serve_one`, the same kernel that its transport ends in: handlers, validation of
 both revisions and span are the same. What is not ordinary, in any way, is passed on untouched to the transport, which
-answers it or says what is wrong with it. Why: mcp.md 3 (a quarter of the CPU on the 2025 wire); the conformance suite
-runs through here. A client that goes away has its operation cancelled, down to the statement.
+answers it or says what is wrong with it. Why: mcp.md 3 (a quarter of the CPU on the 2025 wire). A fuzz test holds the
+two ways equal. A client that goes away has its operation cancelled, down to the statement.
 """
 
 from __future__ import annotations
