@@ -306,6 +306,9 @@ def _malformed(headers: Mapping[bytes, bytes], message: dict[str, Any]) -> Respo
 
 async def _watch(receive: Receive, work: anyio.CancelScope, own: anyio.CancelScope) -> None:
     with own:
-        while (await receive())["type"] != "http.disconnect":
-            pass
+        try:
+            while (await receive())["type"] != "http.disconnect":
+                pass
+        except Exception:  # noqa: BLE001  # one connection's fault must not end the group, and with it everybody's watch
+            _log.exception("a connection cannot be watched any more")
         work.cancel()

@@ -11,6 +11,7 @@ import anyio
 import asyncpg
 import httpx2
 import pytest
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rag.identity.scopes import Audience
 from tests.support.mcp_wire import LEGACY, MODERN, answered, raw_request
@@ -110,6 +111,41 @@ async def test_a_crowd_that_left_leaves_the_pool_as_it_was(world: World) -> None
 
 
 @pytest.mark.requirement("patterns.cancellation.disconnect")
+class BreaksWhenWatched:
+    """A connection that fails in its own way while somebody listens to it; only for requests that say `x-break`."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        breaks = scope["type"] == "http" and any(name == b"x-break" for name, _ in scope["headers"])
+        whole = False
+
+        async def broken() -> Message:
+            nonlocal whole
+            if whole:
+                raise RuntimeError("the transport is gone")
+            message = await receive()
+            whole = not message.get("more_body", False)
+            return message
+
+        await self._app(scope, broken if breaks else receive, send)
+
+
+async def test_a_connection_that_breaks_while_it_is_watched_leaves_the_others_watched(world: World) -> None:
+    token = world.token(await world.tenant("acme"), audience=Audience.MCP)
+    body, headers = search(MODERN, {})
+    async with mcp_server(world, behind=BreaksWhenWatched) as server, locked(world) as observer:
+        response = await ask(server, token, body, {**headers, "x-break": "1"})
+        assert response.status_code == 500, "nobody was there to answer"
+        await statements(observer, 0)
+        async with anyio.create_task_group() as clients:
+            clients.start_soon(ask, server, token, body, headers)
+            await statements(observer, 1)
+            clients.cancel_scope.cancel()
+        await statements(observer, 0)
+
+
 async def test_a_write_of_a_client_that_left_is_not_done(world: World) -> None:
     token = world.token(await world.tenant("acme"), audience=Audience.MCP)
     async with mcp_server(world) as server:

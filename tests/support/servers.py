@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 import socket
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import anyio
 import uvicorn
+from starlette.types import ASGIApp
 
 from mcp_server.app import create_app
 from rag.identity.scopes import Audience
@@ -36,8 +37,13 @@ class McpServer:
 
 
 @asynccontextmanager
-async def mcp_server(world: World, *, request_limit_per_minute: int | None = 60_000) -> AsyncGenerator[McpServer]:
-    """Serve the world's tenants on a free port until the block ends."""
+async def mcp_server(
+    world: World,
+    *,
+    request_limit_per_minute: int | None = 60_000,
+    behind: Callable[[ASGIApp], ASGIApp] = lambda app: app,
+) -> AsyncGenerator[McpServer]:
+    """Serve the world's tenants on a free port until the block ends; `behind` puts a layer before the application."""
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         port = int(listening.getsockname()[1])
@@ -49,7 +55,7 @@ async def mcp_server(world: World, *, request_limit_per_minute: int | None = 60_
         )
         async with (
             open_runtime(settings, audience=Audience.MCP, application="test-mcp", listens=[TASK_CHANNEL]) as runtime,
-            serving(create_app(runtime), listening),
+            serving(behind(create_app(runtime)), listening),
         ):
             yield McpServer(url=settings.mcp_url, base=f"http://127.0.0.1:{port}", runtime=runtime)
 
