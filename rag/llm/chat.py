@@ -5,10 +5,11 @@ Above it: `rag.llm.ports` and the answerers. Below it: nothing.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-__all__ = ["NO_ANSWER", "Answer", "Citation", "Passage", "Usage"]
+__all__ = ["NO_ANSWER", "Answer", "Citation", "Completion", "Passage", "Usage", "answer_of"]
 
 NO_ANSWER = "The documents found do not answer this question."
 
@@ -57,3 +58,22 @@ class Answer:
     usage: Usage | None = None
     cut: bool = False
     """Whether the model was stopped by its token limit."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completion:
+    """What a model wrote to a prompt of ours. Nobody has checked it."""
+
+    text: str
+    usage: Usage | None = None
+    """None: the server does not count."""
+    cut: bool = False
+    """Whether the model was stopped by its token limit."""
+
+
+def answer_of(stored: Mapping[str, Any]) -> Answer:
+    """Return the answer that `dataclasses.asdict` made `stored` of, which may have been JSON in between."""
+    made: dict[str, Any] = dict(stored)
+    made["citations"] = tuple(Citation(**one) for one in made["citations"])
+    made["usage"] = Usage(**made["usage"]) if made["usage"] is not None else None
+    return Answer(**made)

@@ -10,12 +10,13 @@ Above it: the rag workflow, through the `Chat` port. Below it: an `Embedder` and
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, NoReturn
 
 import numpy as np
 
-from rag.errors import EmbedderUnavailable
+from rag.errors import EmbedderUnavailable, Unavailable
 from rag.llm.chat import NO_ANSWER, Answer, Citation, Passage
 from rag.llm.ports import Embedder, Emit, Vectors
 from rag.llm.sentences import content_words, sentence_spans
@@ -79,6 +80,18 @@ class ExtractiveChat:
         for piece in pieces:
             await emit(piece)
         return Answer(kind="extractive", model=None, text="".join(pieces), citations=tuple(chosen))
+
+    async def complete(
+        self,
+        system: str,  # noqa: ARG002  # the port's arguments, of which none could make a difference
+        user: str,  # noqa: ARG002
+        *,
+        max_tokens: int,  # noqa: ARG002
+        schema: Mapping[str, Any] | None = None,  # noqa: ARG002
+        cache_salt: str | None = None,  # noqa: ARG002
+    ) -> NoReturn:
+        """Raise Unavailable: whoever needs a model looks at `model` first."""
+        raise Unavailable("this needs a language model, and none is configured")
 
     async def _vectors(self, texts: list[str]) -> Vectors | None:
         if len(texts) < 2:

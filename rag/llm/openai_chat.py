@@ -1,6 +1,6 @@
 """Answers written by a model behind the OpenAI chat API (vLLM or a hosted one), streamed, their citations checked.
 
-Above it: the rag workflow, through the `Chat` port. Below it: an httpx client, passed in, and `rag.llm.citations`.
+Above it: the workflows, through the `Chat` port. Below it: an httpx client, passed in, and `rag.llm.citations`.
 
 The passages are untrusted: a document may hold instructions. They go into the user's message as data, fenced by tags
 that their text cannot close, and whatever the model makes of them, a citation stands only on words of the passage.
@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -21,7 +21,7 @@ import httpx
 
 from rag.errors import Unavailable
 from rag.llm import openai_http
-from rag.llm.chat import NO_ANSWER, Answer, Passage, Usage
+from rag.llm.chat import NO_ANSWER, Answer, Completion, Passage, Usage
 from rag.llm.citations import verify_citations
 from rag.llm.ports import Emit
 
@@ -47,6 +47,8 @@ class ChatLimits:
 
     max_tokens: int = 700
     max_answer_chars: int = 20_000
+    max_completion_bytes: int = 1 << 20
+    """Of the whole JSON that a completion comes in."""
     max_source_chars: int = 24_000
     """All passages together; those that no longer fit are left out, the last first."""
     first_token_s: float = 30.0
@@ -131,6 +133,52 @@ class OpenAiChat:
             usage=done.usage,
             cut=done.finish == "length",
         )
+
+    async def complete(
+        self,
+        system: str,
+        user: str,
+        *,
+        max_tokens: int,
+        schema: Mapping[str, Any] | None = None,
+        cache_salt: str | None = None,
+    ) -> Completion:
+        """See `rag.llm.ports.Chat.complete`."""
+        body: dict[str, Any] = {
+            "model": self._model,
+            "messages": [{"role": "system", "content": system}, {"role": "user", "content": user}],
+            "max_tokens": max_tokens,
+            "temperature": 0,
+            "stream": False,
+        }
+        if schema is not None:
+            form = {"name": "answer", "schema": dict(schema), "strict": True}
+            body["response_format"] = {"type": "json_schema", "json_schema": form}
+        if cache_salt is not None:
+            body["cache_salt"] = cache_salt
+
+        async def attempt() -> Completion:
+            return _completion(await self._whole(body))
+
+        try:
+            with anyio.fail_after(self._limits.total_s):
+                return await openai_http.with_retries(
+                    attempt, attempts=self._attempts, backoff_s=self._backoff_s, failure=Unavailable, what=_WHAT
+                )
+        except TimeoutError as exc:
+            raise Unavailable(f"{_WHAT} did not finish in {self._limits.total_s:g} seconds") from exc
+
+    async def _whole(self, body: dict[str, Any]) -> bytes:
+        """Return the body of an answer that is not streamed; one without an end is not read to its end."""
+        whole = bytearray()
+        request = self._client.stream("POST", self._url, json=body, headers=self._headers, timeout=_TIMEOUT)
+        async with request as response:
+            openai_http.raise_for_status(response)
+            async for part in response.aiter_bytes():
+                whole += part
+                if len(whole) > self._limits.max_completion_bytes:
+                    raise Unavailable(f"{_WHAT} does not stop writing")
+        return bytes(whole)
 
     async def _stream(self, body: dict[str, Any], emit: Emit) -> _Progress:
         progress = _Progress()
@@ -217,9 +265,7 @@ def _take(event: dict[str, Any], progress: _Progress) -> str:
     try:
         usage = event.get("usage")
         if usage:
-            progress.usage = Usage(
-                prompt_tokens=int(usage["prompt_tokens"]), completion_tokens=int(usage["completion_tokens"])
-            )
+            progress.usage = _usage(usage)
         piece = ""
         for choice in event.get("choices", [])[:1]:
             piece = str((choice.get("delta") or {}).get("content") or "")
@@ -230,3 +276,21 @@ def _take(event: dict[str, Any], progress: _Progress) -> str:
         progress.pieces.append(piece)
         progress.length += len(piece)
     return piece
+
+
+def _completion(body: bytes) -> Completion:
+    try:
+        said = json.loads(body)
+        choice = said["choices"][0]
+        usage = said.get("usage")
+        return Completion(
+            text=str(choice["message"].get("content") or ""),
+            usage=None if not usage else _usage(usage),
+            cut=choice.get("finish_reason") == "length",
+        )
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as exc:
+        raise openai_http.TryAgain("not a chat completion") from exc
+
+
+def _usage(counted: Mapping[str, Any]) -> Usage:
+    return Usage(prompt_tokens=int(counted["prompt_tokens"]), completion_tokens=int(counted["completion_tokens"]))

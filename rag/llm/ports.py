@@ -5,13 +5,13 @@ Above it: retrieval, the ingest, the workflows. Behind it: `minilm`, `openai_emb
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Protocol
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rag.llm.chat import Answer, Passage
+from rag.llm.chat import Answer, Completion, Passage
 
 __all__ = ["Chat", "Embedder", "Emit", "Vectors"]
 
@@ -49,7 +49,7 @@ class Embedder(Protocol):
 
 
 class Chat(Protocol):
-    """Answers a question from passages."""
+    """Answers a question from passages, and completes a prompt where there is a model."""
 
     @property
     def model(self) -> str | None:
@@ -70,5 +70,30 @@ class Chat(Protocol):
 
         Raises:
             Unavailable: The model cannot be reached or broke off; pieces may have been emitted before.
+        """
+        ...
+
+    async def complete(
+        self,
+        system: str,
+        user: str,
+        *,
+        max_tokens: int,
+        schema: Mapping[str, Any] | None = None,
+        cache_salt: str | None = None,
+    ) -> Completion:
+        """Have the model write to a prompt. Text of documents belongs into `user`, as data, and what comes back is as
+        untrusted as they are.
+
+        Args:
+            system: The rules.
+            user: What they are to be applied to.
+            max_tokens: Of the completion; beyond it the text is cut, and `Completion.cut` says so.
+            schema: JSON Schema that the server is asked to hold the text to. Servers differ in how well they do:
+                whoever reads the text parses and validates it.
+            cache_salt: As for `answer`.
+
+        Raises:
+            Unavailable: There is no model (`model` is None), or it cannot be reached or broke off.
         """
         ...

@@ -279,6 +279,61 @@ class TestChat:
             await ask(chat(server, client))
 
 
+SCHEMA = {"type": "object", "properties": {"fee": {"type": "number"}}, "required": ["fee"]}
+
+
+@pytest.mark.anyio
+class TestCompletion:
+    async def test_a_completion_is_asked_for_in_one_piece_and_held_to_its_schema(
+        self, server: OpenAiServer, client: httpx.AsyncClient
+    ) -> None:
+        server.api_key = KEY
+        server.pieces = ['{"fee"', ": 0.4}"]
+        done = await chat(server, client).complete("Rules.", "Data.", max_tokens=9, schema=SCHEMA, cache_salt="salt")
+        assert (done.text, done.cut) == ('{"fee": 0.4}', False)
+        assert done.usage is not None
+        assert done.usage.completion_tokens == 2
+        (request,) = server.requests
+        assert [message["content"] for message in request["messages"]] == ["Rules.", "Data."]
+        assert (request["stream"], request["max_tokens"], request["cache_salt"]) == (False, 9, "salt")
+        assert request["response_format"]["json_schema"]["schema"] == SCHEMA
+
+    async def test_without_a_schema_none_is_asked_for_and_a_cut_text_is_marked(
+        self, server: OpenAiServer, client: httpx.AsyncClient
+    ) -> None:
+        server.finish_reason = "length"
+        done = await chat(server, client).complete("Rules.", "Data.", max_tokens=2)
+        assert (done.text, done.cut) == ("Hello world.", True)
+        assert {"response_format", "cache_salt"}.isdisjoint(server.requests[0])
+
+    @pytest.mark.parametrize("body", [b"{broken", b"[]", b'{"choices": []}', b'{"error": {"message": "no memory"}}'])
+    async def test_what_is_no_completion_is_asked_for_again_and_then_unavailable(
+        self, server: OpenAiServer, client: httpx.AsyncClient, body: bytes
+    ) -> None:
+        server.faults.extend([Fault(status=503), Fault(raw=body)])
+        assert (await chat(server, client).complete("Rules.", "Data.", max_tokens=9)).text == "Hello world."
+        server.faults.extend([Fault(raw=body)] * 3)
+        with pytest.raises(Unavailable):
+            await chat(server, client).complete("Rules.", "Data.", max_tokens=9)
+
+    async def test_a_refusal_is_not_tried_again(self, server: OpenAiServer, client: httpx.AsyncClient) -> None:
+        server.faults.append(Fault(status=400))
+        with pytest.raises(Unavailable, match="HTTP 400") as caught:
+            await chat(server, client).complete("Rules.", "A secret.", max_tokens=9)
+        assert len(server.requests) == 1
+        assert "secret" not in caught.value.message
+
+    async def test_silence_and_text_without_an_end_are_given_up(
+        self, server: OpenAiServer, client: httpx.AsyncClient
+    ) -> None:
+        server.faults.append(Fault(hang=True))
+        with pytest.raises(Unavailable, match="did not finish"):
+            await chat(server, client, replace(QUICK, total_s=0.2)).complete("Rules.", "Data.", max_tokens=9)
+        server.pieces = ["word "] * 1000
+        with pytest.raises(Unavailable, match="does not stop"):
+            await chat(server, client, replace(QUICK, max_completion_bytes=500)).complete("R.", "D.", max_tokens=9)
+
+
 @pytest.mark.anyio
 async def test_the_key_and_the_documents_are_never_logged(
     server: OpenAiServer, client: httpx.AsyncClient, caplog: pytest.LogCaptureFixture

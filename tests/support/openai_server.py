@@ -55,6 +55,8 @@ class OpenAiServer:
     reply: Callable[[dict[str, Any]], Sequence[str]] | None = None
     """Makes the pieces from the request's body instead."""
     finish_reason: str = "stop"
+    prompt_tokens: int | None = None
+    """What a chat request is said to have cost, instead of its length."""
     dimension: int = 8
     embed: Callable[[list[str]], Awaitable[list[list[float]]]] | None = None
     """Makes the vectors, by a real model that the test brings, instead of `vector`."""
@@ -158,7 +160,8 @@ async def _rerank(_: OpenAiServer, body: dict[str, Any], __: Fault) -> Response:
 
 async def _chat(script: OpenAiServer, body: dict[str, Any], fault: Fault) -> Response:
     pieces = list(script.reply(body) if script.reply is not None else script.pieces)
-    usage = {"prompt_tokens": len(json.dumps(body["messages"])), "completion_tokens": len(pieces)}
+    prompt_tokens = len(json.dumps(body["messages"])) if script.prompt_tokens is None else script.prompt_tokens
+    usage = {"prompt_tokens": prompt_tokens, "completion_tokens": len(pieces)}
     usage["total_tokens"] = sum(usage.values())
     if not body.get("stream"):
         message = {"role": "assistant", "content": "".join(pieces)}

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rag import errors
 from rag.errors import EmbedderUnavailable
 from rag.llm.chat import NO_ANSWER, Answer, Citation, Passage
 from rag.llm.citations import verify_citations
@@ -120,6 +121,12 @@ async def test_without_the_embedder_words_alone_decide() -> None:
     answer = await ask(Unavailable(), "When is the annual fee due?")
     assert [citation.quote for citation in answer.citations] == ["The annual fee is 0.4 % of the assets."]
     assert (await ask(Unavailable(), "zebra")).text == NO_ANSWER
+
+
+@pytest.mark.anyio
+async def test_what_no_model_writes_is_refused() -> None:
+    with pytest.raises(errors.Unavailable, match="needs a language model"):
+        await ExtractiveChat(Unavailable()).complete("Rules.", "Data.", max_tokens=9)
 
 
 @given(
