@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
 
 import anyio
 import uvicorn
 
-from a2a_server.app import create_app
+from a2a_server.app import Face, create_face
+from a2a_server.grpc_server import GrpcPlace, grpc_served
 from rag.db.listener import Wakeups, listener
 from rag.identity.scopes import Audience
 from rag.runtime import open_runtime, run_process
-from rag.serving import BoundedHttp
+from rag.serving import http_config
 from rag.settings import Settings
 from rag.tasks.feed import TASK_CHANNEL
 
-__all__ = ["main"]
+__all__ = ["grpc_beside", "main"]
 
 APPLICATION = "bulkhead-a2a"
 SHUTDOWN_S = 3
 """Open streams are ended at once on SIGTERM; their readers come back, with their last event id, to another replica."""
-KEEP_ALIVE_S = 75
-"""Longer than a load balancer's usual minute, so that it is the one to close an idle connection."""
 
 
 def main() -> None:
@@ -37,29 +37,38 @@ async def _serve(settings: Settings) -> None:
         listener(runtime.database.dsn, [TASK_CHANNEL], application=f"{APPLICATION}-listen") as wakeups,
         anyio.create_task_group() as tasks,
     ):
-        config = uvicorn.Config(
-            create_app(runtime, wakeups, stopping),
+        face = create_face(runtime, wakeups, stopping)
+        config = http_config(
+            face.app,
+            settings,
             host=settings.a2a_host,
             port=settings.a2a_port,
-            loop="none",
-            http=BoundedHttp,
-            ws="none",
             lifespan="off",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            date_header=False,
-            timeout_graceful_shutdown=SHUTDOWN_S,
-            timeout_keep_alive=KEEP_ALIVE_S,
-            ssl_certfile=settings.tls_certificate,
-            ssl_keyfile=settings.tls_key,
+            shutdown_s=SHUTDOWN_S,
         )
         # uvicorn raises the signal again once it has stopped: with a receiver open that is harmless, and what is open
         # here is closed in order
         with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
             tasks.start_soon(_stop_on_signal, signals, stopping, wakeups)
-            await uvicorn.Server(config).serve()
+            async with grpc_beside(settings, face, stopping):
+                await uvicorn.Server(config).serve()
             tasks.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def grpc_beside(settings: Settings, face: Face, stopping: anyio.Event) -> AsyncGenerator[None]:
+    """Serve gRPC beside HTTP, where a port is set for it."""
+    if not settings.a2a_grpc_port:
+        yield
+        return
+    place = GrpcPlace(
+        host=settings.a2a_grpc_host,
+        port=settings.a2a_grpc_port,
+        certificate=settings.tls_certificate,
+        key=settings.tls_key,
+    )
+    async with grpc_served(place, face.handler, face.legacy, desk=face.desk, stopping=stopping):
+        yield
 
 
 async def _stop_on_signal(signals: AsyncIterator[signal.Signals], stopping: anyio.Event, wakeups: Wakeups) -> None:

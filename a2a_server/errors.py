@@ -1,15 +1,19 @@
 """Our errors as A2A errors and HTTP statuses: one table, total over the tree of rag/errors.py (a test walks it).
 
-Above: handler, dispatcher, middleware. JSON-RPC answers errors with HTTP 200, except where a proxy, a client library or
-a load balancer must see that the door itself is closed.
+Above: the guard, the bindings, the door. JSON-RPC answers errors with HTTP 200, except where a proxy, a client library
+or a load balancer must see that the door itself is closed. HTTP+JSON and gRPC answer each error with a status of its
+own (A2A 1.0, sections 5.4, 10.6 and 11.6), and all three name it by google.rpc.ErrorInfo, whose metadata has our code.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
+from a2a.utils.error_handlers import build_rest_error_payload
 from a2a.utils.errors import (
+    A2A_ERROR_MAPPING,
     A2AError,
     InternalError,
     InvalidParamsError,
@@ -21,7 +25,7 @@ from a2a.utils.errors import (
 
 from rag.errors import BulkheadError
 
-__all__ = ["TABLE", "Mapped", "a2a_error", "http_status"]
+__all__ = ["TABLE", "Mapped", "Status", "a2a_error", "code_of", "http_status", "json_status", "status_of"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +34,7 @@ class Mapped:
 
     error: type[A2AError]
     status: int = 200
+    """HTTP's over JSON-RPC. Another than 200 is HTTP+JSON's as well, and gRPC's follows from it."""
     told: bool = True
     """Whether the message goes out; where it does not, a defect is ours and its text is not the caller's business."""
 
@@ -47,6 +52,7 @@ TABLE: Mapping[str, Mapped] = {
     "conflict": Mapped(error=UnsupportedOperationError),
     "task_not_cancelable": Mapped(error=TaskNotCancelableError),
     "task_busy": Mapped(error=UnsupportedOperationError),
+    "cost_reached": Mapped(error=UnsupportedOperationError),
     "fence_lost": Mapped(error=InternalError, told=False),
     "model_switched": Mapped(error=InternalError, told=False),
     "rate_limited": Mapped(error=InvalidRequestError, status=429),
@@ -66,3 +72,38 @@ def a2a_error(exc: BulkheadError) -> A2AError:
 def http_status(code: object) -> int:
     """Return the HTTP status for a stable code; 200 for whatever is none."""
     return TABLE[code].status if isinstance(code, str) and code in TABLE else 200
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Status:
+    """How a binding with statuses of its own answers an error."""
+
+    http: int
+    grpc: str
+    """The name of a grpc.StatusCode."""
+
+
+_GRPC = {401: "UNAUTHENTICATED", 403: "PERMISSION_DENIED", 429: "RESOURCE_EXHAUSTED", 503: "UNAVAILABLE"}
+
+
+def code_of(error: A2AError) -> str | None:
+    """Return our stable code of the error, if it is one of ours."""
+    code = (error.data or {}).get("code")
+    return code if isinstance(code, str) else None
+
+
+def status_of(error: A2AError) -> Status:
+    """Return the statuses that HTTP+JSON and gRPC answer with."""
+    closed = http_status(code_of(error))
+    if closed != 200:
+        return Status(http=closed, grpc=_GRPC[closed])
+    kind = A2A_ERROR_MAPPING.get(type(error), A2A_ERROR_MAPPING[InternalError])
+    return Status(http=kind.http_code, grpc=kind.grpc_status)
+
+
+def json_status(error: A2AError) -> dict[str, Any]:
+    """Return the error as google.rpc.Status in JSON: HTTP+JSON's body, and that of what HTTP itself refuses."""
+    status = status_of(error)
+    payload = build_rest_error_payload(error)
+    payload["error"].update(code=status.http, status=status.grpc)
+    return payload

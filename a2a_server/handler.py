@@ -1,88 +1,104 @@
 """A2A's eleven methods on the task log. Everything durable is in PostgreSQL: any replica answers anything.
 
-Above: the SDK's dispatcher. Below: `protocol` (pure), `workflows.accept`, `rag.tasks`. The tenant comes from the token
-alone; the `tenant` field of a request is compared with it and never used.
+Above: `guard`, which has checked who calls and turns what is raised here into A2A errors. Below: `protocol` (pure),
+`workflows.accept`, `rag.tasks`. The tenant is the caller's; the `tenant` field of a request is never used.
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import AsyncGenerator, Generator
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncGenerator, Collection, Sequence
+from contextlib import aclosing
 from datetime import datetime
-from typing import Any
 from uuid import UUID
 
 import anyio
 from a2a.server.context import ServerCallContext
 from a2a.server.request_handlers.request_handler import RequestHandler
 from a2a.types import a2a_pb2 as pb
-from a2a.utils.errors import (
-    A2AError,
-    ExtendedAgentCardNotConfiguredError,
-    InternalError,
-    PushNotificationNotSupportedError,
-    UnsupportedOperationError,
-)
-from a2a.utils.proto_utils import validate_proto_required_fields
+from a2a.utils.errors import PushNotificationNotSupportedError, UnsupportedOperationError
 
-from a2a_server.errors import a2a_error
+from a2a_server.card import Cards
+from a2a_server.once import Once
 from a2a_server.protocol import incoming, outgoing
+from a2a_server.protocol.idempotency import IdempotencyKey, idempotency_key
 from a2a_server.protocol.incoming import Sent
+from a2a_server.push import PushConfigs
 from rag.db.listener import Wakeups
 from rag.db.pool import Database, Session
-from rag.errors import BulkheadError, InvalidInput, TaskBusy
+from rag.errors import InvalidInput, Unauthenticated, Unavailable
 from rag.identity import cursors
 from rag.identity.principal import Principal
 from rag.tasks import store
-from rag.tasks.feed import follow
-from rag.tasks.values import TERMINAL, Task, TaskEvent
-from workflows.accept import Asked, accept
+from rag.tasks.feed import Feeds, brings
+from rag.tasks.values import INTERRUPTED, TERMINAL, Task, TaskEvent, TaskState
+from workflows.accept import Also, Asked, accept, tell
+from workflows.registry import WORKFLOWS
+from workflows.workflow import Workflow
 
 __all__ = ["TaskHandler"]
 
-_log = logging.getLogger(__name__)
 LONGEST_BLOCK_S = 600.0
 """SendMessage answers with the task as it stands after this long, and when the server stops."""
+MAX_PAGE_BYTES = 3 * 2**20
+"""A page of tasks ends early where it would be larger: clients of gRPC take 4 MiB unless told otherwise."""
+READ_AT_ONCE = 10
+"""Logs for a page are read so many at a time: a log may hold mebibytes."""
 _CURSOR = "tasks"
+_RESTING = TERMINAL | INTERRUPTED
+"""Nothing happens in these until the caller does something: whoever waits on a message is answered (3.2.2, 11.7)."""
 
 
 class TaskHandler(RequestHandler):
-    """Satisfies the SDK's RequestHandler; nothing but A2AError leaves it."""
+    """Satisfies the SDK's RequestHandler, but for its errors: ours leave it as they are."""
 
-    def __init__(self, *, database: Database, wakeups: Wakeups, cursor_key: bytes, stopping: anyio.Event) -> None:
-        """What is passed in stays its owner's to close, and to set."""
+    workflows: Sequence[Workflow] = WORKFLOWS
+    """What callers may ask for."""
+
+    def __init__(
+        self,
+        *,
+        database: Database,
+        wakeups: Wakeups,
+        cursor_key: bytes,
+        stopping: anyio.Event,
+        cards: Cards,
+        push: PushConfigs | None,
+    ) -> None:
+        """What is passed in stays its owner's to close, and to set. Without `push` there are no webhooks."""
         self._database = database
-        self._wakeups = wakeups
+        self._feeds = Feeds(database=database, wakeups=wakeups)
         self._cursor_key = cursor_key
         self._stopping = stopping
+        self._cards = cards
+        self._push = push
+        self._told = Once(_told)
 
-    async def on_message_send(self, params: pb.SendMessageRequest, context: ServerCallContext) -> pb.Task:
-        """SendMessage (3.1.1): accept, and unless told otherwise wait for the end."""
-        with _answering():
-            principal = _caller(params, context)
-            sent = incoming.sent_message(params)
-            task_id = await self._accept(principal, sent)
-            if sent.wait:
-                with anyio.move_on_after(LONGEST_BLOCK_S):
-                    async with aclosing(self._follow(principal, task_id, after=1, until=self._stopping)) as events:
-                        async for _ in events:
-                            pass
-            return await self._snapshot(principal, task_id, history_length=sent.history_length)
+    async def on_message_send(self, params: pb.SendMessageRequest, context: ServerCallContext) -> pb.Task | pb.Message:
+        """SendMessage (3.1.1): take the message, and unless told otherwise wait until the task ends or asks."""
+        principal = _caller(context)
+        sent = self.sent(params)
+        key = idempotency_key(context.state["headers"], params)
+        task_id, position = await self._take(principal, sent, key)
+        if sent.wait:
+            with anyio.move_on_after(LONGEST_BLOCK_S):
+                await self._rest(principal, task_id, after=position)
+        return await self._snapshot(principal, task_id, history_length=sent.history_length)
 
     async def on_message_send_stream(
         self, params: pb.SendMessageRequest, context: ServerCallContext
-    ) -> AsyncGenerator[outgoing.StreamEvent]:
-        """SendStreamingMessage (3.1.2): the task, then its events to the end."""
-        with _answering():
-            principal = _caller(params, context)
-            sent = incoming.sent_message(params)
-            task_id = await self._accept(principal, sent)
-            async with self._database.tenant(principal) as session:
-                task, events = await _read(session, task_id)
-            yield outgoing.task_message(task, events, history_length=sent.history_length)
-            async with aclosing(self._messages(principal, task, after=task.version)) as messages:
-                async for message in messages:
+    ) -> AsyncGenerator[outgoing.StreamEvent | pb.Message]:
+        """SendStreamingMessage (3.1.2): the task, then its events until it ends or asks."""
+        principal = _caller(context)
+        sent = self.sent(params)
+        key = idempotency_key(context.state["headers"], params)
+        task_id, _ = await self._take(principal, sent, key)
+        async with self._database.tenant(principal) as session:
+            task, events = await _read(session, task_id)
+        yield outgoing.task_message(task, events, history_length=sent.history_length)
+        if task.state not in _RESTING:
+            messages = self._messages(principal, task, after=task.version, stops=_RESTING)
+            async with aclosing(messages) as following:
+                async for message in following:
                     yield message
 
     async def on_subscribe_to_task(
@@ -92,107 +108,155 @@ class TaskHandler(RequestHandler):
 
         A task that has ended is refused, unless a reconnecting client still lacks the last of its events.
         """
-        with _answering():
-            principal = _caller(params, context)
-            async with self._database.tenant(principal) as session:
-                task, events = await _read(session, incoming.task_id_of(params.id))
-            position = incoming.last_event_id_of(context.state["headers"].get("last-event-id"), version=task.version)
+        principal = _caller(context)
+        last_event_id = context.state["headers"].get("last-event-id")
+        async with self._database.tenant(principal) as session:
+            task = await store.get_task(session, incoming.task_id_of(params.id))
+            position = incoming.last_event_id_of(last_event_id, version=task.version)
             missed = position is not None and position < task.version
             if task.state in TERMINAL and not missed:
                 raise UnsupportedOperationError("the task has ended; read it with GetTask")
-            if position is None:
-                position = task.version
-                yield outgoing.task_message(task, events)
-            async with aclosing(self._messages(principal, task, after=position)) as messages:
-                async for message in messages:
-                    yield message
+            # of a log that has been compacted since, the snapshot tells what the missing events came to
+            anew = position is None or position < task.compacted_to
+            events = await store.events_after(session, task.task_id, 0) if anew else []
+        if position is None or anew:
+            position = task.version
+            yield outgoing.task_message(task, events)
+            if task.state in TERMINAL:
+                return
+        async with aclosing(self._messages(principal, task, after=position)) as messages:
+            async for message in messages:
+                yield message
 
     async def on_get_task(self, params: pb.GetTaskRequest, context: ServerCallContext) -> pb.Task:
         """GetTask (3.1.3)."""
-        with _answering():
-            principal = _caller(params, context)
-            history_length = incoming.history_length_of(params)
-            return await self._snapshot(principal, incoming.task_id_of(params.id), history_length=history_length)
+        principal = _caller(context)
+        history_length = incoming.history_length_of(params)
+        return await self._snapshot(principal, incoming.task_id_of(params.id), history_length=history_length)
 
     async def on_list_tasks(self, params: pb.ListTasksRequest, context: ServerCallContext) -> pb.ListTasksResponse:
         """ListTasks (3.1.4): latest change first, paged by a signed cursor."""
-        with _answering():
-            principal = _caller(params, context)
-            wanted, size = incoming.list_filter_of(params), incoming.page_size_of(params)
-            history_length = incoming.history_length_of(params)
-            before = self._position(principal, params.page_token) if params.page_token else None
-            async with self._database.tenant(principal) as session:
-                tasks = await store.list_tasks(session, wanted, page_size=size + 1, before=before)
-                total = await store.count_tasks(session, wanted)
-                page = tasks[:size]
-                ids = [task.task_id for task in page]
-                logs = await store.events_of(session, ids, artifacts=params.include_artifacts)
+        principal = _caller(context)
+        wanted, size = incoming.list_filter_of(params), incoming.page_size_of(params)
+        history_length = incoming.history_length_of(params)
+        before = self._position(principal, params.page_token) if params.page_token else None
+        async with self._database.tenant(principal) as session:
+            tasks = await store.list_tasks(session, wanted, page_size=size + 1, before=before)
+            total = await store.count_tasks(session, wanted)
             response = pb.ListTasksResponse(page_size=size, total_size=total)
-            response.tasks.extend(
-                outgoing.task_message(
-                    task, logs[task.task_id], history_length=history_length, artifacts=params.include_artifacts
-                )
-                for task in page
-            )
-            if len(tasks) > size:
-                last = [page[-1].updated_at.isoformat(), str(page[-1].task_id)]
-                response.next_page_token = cursors.mint(self._cursor_key, _CURSOR, principal.tenant_id, last)
-            return response
+            messages = _listed(session, tasks[:size], history_length, artifacts=params.include_artifacts)
+            async with aclosing(messages) as listed:
+                async for message in listed:
+                    response.tasks.append(message)
+        if len(tasks) > len(response.tasks):
+            end = tasks[len(response.tasks) - 1]
+            last = [end.updated_at.isoformat(), str(end.task_id)]
+            response.next_page_token = cursors.mint(self._cursor_key, _CURSOR, principal.tenant_id, last)
+        return response
 
     async def on_cancel_task(self, params: pb.CancelTaskRequest, context: ServerCallContext) -> pb.Task:
         """CancelTask (3.1.5): durable when it returns; the worker stops within milliseconds."""
-        with _answering():
-            principal = _caller(params, context)
-            task_id = incoming.task_id_of(params.id)
-            async with self._database.tenant(principal) as session:
-                await store.cancel(session, task_id)
-            return await self._snapshot(principal, task_id)
+        principal = _caller(context)
+        task_id = incoming.task_id_of(params.id)
+        async with self._database.tenant(principal) as session:
+            await store.cancel(session, task_id)
+        return await self._snapshot(principal, task_id)
 
-    async def on_create_task_push_notification_config(self, params: Any, context: ServerCallContext) -> Any:
-        """Not supported: the card says so."""
-        del params, context
-        raise PushNotificationNotSupportedError
+    async def on_create_task_push_notification_config(
+        self, params: pb.TaskPushNotificationConfig, context: ServerCallContext
+    ) -> pb.TaskPushNotificationConfig:
+        """CreateTaskPushNotificationConfig (3.1.7); see `PushConfigs`, as for the next three."""
+        return await self._webhooks().create(_caller(context), params)
 
-    async def on_get_task_push_notification_config(self, params: Any, context: ServerCallContext) -> Any:
-        """Not supported: the card says so."""
-        del params, context
-        raise PushNotificationNotSupportedError
+    async def on_get_task_push_notification_config(
+        self, params: pb.GetTaskPushNotificationConfigRequest, context: ServerCallContext
+    ) -> pb.TaskPushNotificationConfig:
+        """GetTaskPushNotificationConfig (3.1.8)."""
+        return await self._webhooks().get(_caller(context), params)
 
-    async def on_list_task_push_notification_configs(self, params: Any, context: ServerCallContext) -> Any:
-        """Not supported: the card says so."""
-        del params, context
-        raise PushNotificationNotSupportedError
+    async def on_list_task_push_notification_configs(
+        self, params: pb.ListTaskPushNotificationConfigsRequest, context: ServerCallContext
+    ) -> pb.ListTaskPushNotificationConfigsResponse:
+        """ListTaskPushNotificationConfigs (3.1.9)."""
+        return await self._webhooks().list(_caller(context), params)
 
-    async def on_delete_task_push_notification_config(self, params: Any, context: ServerCallContext) -> None:
-        """Not supported: the card says so."""
-        del params, context
-        raise PushNotificationNotSupportedError
+    async def on_delete_task_push_notification_config(
+        self, params: pb.DeleteTaskPushNotificationConfigRequest, context: ServerCallContext
+    ) -> None:
+        """DeleteTaskPushNotificationConfig (3.1.10)."""
+        await self._webhooks().delete(_caller(context), params)
 
-    async def on_get_extended_agent_card(self, params: Any, context: ServerCallContext) -> pb.AgentCard:
-        """Not configured: the public card is the whole card."""
-        del params, context
-        raise ExtendedAgentCardNotConfiguredError
+    async def on_get_extended_agent_card(
+        self, params: pb.GetExtendedAgentCardRequest, context: ServerCallContext
+    ) -> pb.AgentCard:
+        """GetExtendedAgentCard (3.1.11): what this caller may ask for, and every way to ask."""
+        del params
+        return self._cards.extended(_caller(context))
 
-    async def _accept(self, principal: Principal, sent: Sent) -> UUID:
-        """Accept a new task for the message, or say why it cannot be taken.
+    def _webhooks(self) -> PushConfigs:
+        if self._push is None:
+            raise PushNotificationNotSupportedError
+        return self._push
+
+    def _also(self, principal: Principal, sent: Sent) -> Also | None:
+        """Return what is to be stored together with the message: the webhook that it brings along."""
+        config = sent.push
+        if config is None:
+            return None
+        push = self._webhooks()
+        push.check(config)
+
+        async def add(session: Session, task_id: UUID) -> None:
+            await push.from_send(session, principal, task_id, config, new=sent.task_id is None)
+
+        return add
+
+    def sent(self, params: pb.SendMessageRequest) -> Sent:
+        """Return the message that a request carries; see `incoming.sent_message`."""
+        return incoming.sent_message(params)
+
+    async def _take(self, principal: Principal, sent: Sent, key: IdempotencyKey | None) -> tuple[UUID, int | None]:
+        """Take the message: make a task of it, or give it to the one that it is sent to. Returns the task and the
+        message's place in its log; no place if it was sent before under this key.
 
         Raises:
-            NotFound, InvalidInput, Forbidden, TaskBusy, UnsupportedOperationError: Nothing was stored.
+            NotFound, InvalidInput, Forbidden, TaskBusy, Conflict: Nothing was stored.
         """
-        if sent.task_id is not None:
-            await self._refuse_follow_up(principal, sent, sent.task_id)
-        asked = Asked(text=sent.text, workflow=sent.skill, context_id=sent.context_id, message=sent.message)
-        return (await accept(self._database, principal, asked)).task_id
+        also = self._also(principal, sent)
+        if sent.task_id is None:
+            asked = Asked(
+                text=sent.text,
+                options=sent.options,
+                workflow=sent.skill,
+                among=self.workflows,
+                context_id=sent.context_id,
+                message=sent.message,
+                idempotency_key=key.key if key else None,
+                request_hash=key.body_hash if key else None,
+            )
+            made = await accept(self._database, principal, asked, also=also)
+            return made.task_id, 1 if made.created else None
+        if sent.context_id is not None:
+            async with self._database.tenant(principal) as session:
+                task = await store.get_task(session, sent.task_id)
+            if sent.context_id != task.context_id:
+                raise InvalidInput("contextId is not the context of this task")
+        name = key.key if key else None
+        position = await tell(self._database, principal, sent.task_id, sent.message, idempotency_key=name, also=also)
+        return sent.task_id, position
 
-    async def _refuse_follow_up(self, principal: Principal, sent: Sent, task_id: UUID) -> None:
-        """No workflow asks back yet, so every message to an existing task is refused, each with its own reason."""
-        async with self._database.tenant(principal) as session:
-            task = await store.get_task(session, task_id)
-        if sent.context_id is not None and sent.context_id != task.context_id:
-            raise InvalidInput("contextId is not the context of this task")
-        if task.state in TERMINAL:
-            raise UnsupportedOperationError("the task has ended; start a new one in the same context")
-        raise TaskBusy("the task is working and takes no message now; wait for its end or cancel it")
+    async def _rest(self, principal: Principal, task_id: UUID, *, after: int | None) -> None:
+        """Wait until the task ends or asks, after a position; None: unless it has by now."""
+        if after is None:
+            async with self._database.tenant(principal) as session:
+                task = await store.get_task(session, task_id)
+            if task.state in _RESTING:
+                return
+            after = task.version
+        following = self._follow(principal, task_id, after=after, stops=_RESTING, until=self._stopping)
+        async with aclosing(following) as events:
+            async for _ in events:
+                pass
 
     async def _snapshot(self, principal: Principal, task_id: UUID, *, history_length: int | None = None) -> pb.Task:
         async with self._database.tenant(principal) as session:
@@ -200,18 +264,53 @@ class TaskHandler(RequestHandler):
         return outgoing.task_message(task, events, history_length=history_length)
 
     def _follow(
-        self, principal: Principal, task_id: UUID, *, after: int, until: anyio.Event | None = None
+        self,
+        principal: Principal,
+        task_id: UUID,
+        *,
+        after: int,
+        stops: Collection[TaskState] = TERMINAL,
+        until: anyio.Event | None = None,
     ) -> AsyncGenerator[TaskEvent]:
-        return follow(self._database, self._wakeups, principal, task_id, after=after, until=until)
+        return self._feeds.follow(principal, task_id, after=after, stops=stops, until=until)
 
-    async def _messages(self, principal: Principal, task: Task, *, after: int) -> AsyncGenerator[outgoing.StreamEvent]:
-        async with aclosing(self._follow(principal, task.task_id, after=after)) as events:
+    async def _messages(
+        self, principal: Principal, task: Task, *, after: int, stops: Collection[TaskState] = TERMINAL
+    ) -> AsyncGenerator[outgoing.StreamEvent]:
+        following = self._follow(principal, task.task_id, after=after, stops=stops, until=self._stopping)
+        async with aclosing(following) as events:
             async for event in events:
-                yield outgoing.event_message(task, event)
+                if event.seq != after + 1:
+                    raise Unavailable("the log was compacted meanwhile; come back with your last event id")
+                after = event.seq
+                yield self._told(event, task)
+                if brings(event, stops):
+                    return
+        # said in the stream, which is then closed in order: a stream that is cut off has every proxy log an error
+        if self._stopping.is_set():
+            raise Unavailable("the server stops; come back, with your last event id, to another")
+        raise Unauthenticated("the token has expired; come back with a new one, and with your last event id")
 
     def _position(self, principal: Principal, token: str) -> tuple[datetime, UUID]:
         time, task_id = cursors.read(self._cursor_key, _CURSOR, principal.tenant_id, token)
         return datetime.fromisoformat(time), UUID(task_id)
+
+
+async def _listed(
+    session: Session, tasks: Sequence[Task], history_length: int | None, *, artifacts: bool
+) -> AsyncGenerator[pb.Task]:
+    """Yield tasks as a page shows them, the first one and as many more as MAX_PAGE_BYTES hold."""
+    size = 0
+    for start in range(0, len(tasks), READ_AT_ONCE):
+        some = tasks[start : start + READ_AT_ONCE]
+        logs = await store.events_of(session, [task.task_id for task in some], artifacts=artifacts)
+        for task in some:
+            log = logs.pop(task.task_id)
+            message = outgoing.task_message(task, log, history_length=history_length, artifacts=artifacts)
+            first, size = size == 0, size + message.ByteSize()
+            if size > MAX_PAGE_BYTES and not first:
+                return
+            yield message
 
 
 async def _read(session: Session, task_id: UUID) -> tuple[Task, list[TaskEvent]]:
@@ -219,32 +318,9 @@ async def _read(session: Session, task_id: UUID) -> tuple[Task, list[TaskEvent]]
     return task, await store.events_after(session, task_id, 0)
 
 
-def _caller(params: Any, context: ServerCallContext) -> Principal:
-    """Return who calls, once the request's own claim of a tenant agrees with the token's.
-
-    Raises:
-        InvalidInput: The `tenant` field names another tenant.
-        InvalidParamsError: A required field is missing.
-    """
-    principal: Principal = context.state["principal"]
-    if params.tenant not in {"", str(principal.tenant_id)}:
-        raise InvalidInput("tenant is not the tenant of the token")
-    validate_proto_required_fields(params)
-    return principal
+def _told(event: TaskEvent, task: Task) -> outgoing.StreamEvent:
+    return outgoing.event_message(task, event)
 
 
-@contextmanager
-def _answering() -> Generator[None]:
-    """Let only A2A errors out, with nothing in them that is not the caller's.
-
-    NOTE: `from None`: the SDK records what is raised here, chain and all, in spans; a driver's text may quote rows.
-    """
-    try:
-        yield
-    except A2AError:
-        raise
-    except BulkheadError as exc:
-        raise a2a_error(exc) from None
-    except Exception:  # noqa: BLE001  # what is not ours to tell becomes an error without a text
-        _log.exception("a request failed")
-        raise InternalError from None
+def _caller(context: ServerCallContext) -> Principal:
+    return context.state["principal"]

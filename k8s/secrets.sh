@@ -25,6 +25,7 @@ manifests=$(
     secret generic bulkhead-redis --from-file redis.conf
     secret generic bulkhead-jwks --from-file signing/jwks.json
     secret generic bulkhead-signing --from-file signing
+    secret generic bulkhead-outward --from-file outward
     secret generic bulkhead-ca --from-file tls/ca.pem
     secret tls bulkhead-tls --cert tls/server.pem --key tls/server-key.pem
     secret generic bulkhead-llm --from-file llm-api-key

@@ -17,7 +17,7 @@ from mcp_server.app import create_app
 from mcp_server.workers import run_workers, until_orphaned
 from rag.identity.scopes import Audience
 from rag.runtime import Runtime, open_runtime, run_process
-from rag.serving import BoundedHttp, settle_memory
+from rag.serving import http_config, settle_memory
 from rag.settings import Settings
 from rag.tasks.feed import TASK_CHANNEL
 
@@ -25,8 +25,6 @@ __all__ = ["main"]
 
 SHUTDOWN_S = 5
 """Requests in flight may take this long to end after SIGTERM; who waits for a task is answered at once."""
-KEEP_ALIVE_S = 75
-"""Longer than a load balancer's usual minute, so that it is the one to close an idle connection."""
 
 
 def main(arguments: list[str]) -> None:
@@ -64,24 +62,13 @@ async def _serve(settings: Settings, listening: socket.socket | None) -> None:
     async with open_runtime(
         settings, audience=Audience.MCP, application="bulkhead-mcp", listens=[TASK_CHANNEL]
     ) as runtime:
-        config = uvicorn.Config(
+        config = http_config(
             create_app(runtime),
+            settings,
             host=settings.mcp_host,
             port=settings.mcp_port,
-            loop="none",
-            http=BoundedHttp,
-            ws="none",
             lifespan="on",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            date_header=False,
-            # nothing depends on the peer's address or on the scheme it came by
-            proxy_headers=False,
-            timeout_graceful_shutdown=SHUTDOWN_S,
-            timeout_keep_alive=KEEP_ALIVE_S,
-            ssl_certfile=settings.tls_certificate,
-            ssl_keyfile=settings.tls_key,
+            shutdown_s=SHUTDOWN_S,
         )
         settle_memory()
         # uvicorn raises the signal again once it has stopped: with a receiver open that is harmless, and what is open

@@ -12,6 +12,7 @@
     |-- Conflict                  conflict            the request contradicts what is stored
     |   |-- TaskNotCancelable     task_not_cancelable the task has already ended
     |   |-- TaskBusy              task_busy           the task is working and takes no message now
+    |   |-- CostReached           cost_reached        the task has used what it may; its caller is asked for more
     |   |-- FenceLost             fence_lost          another worker owns the run: stop, write nothing
     |   `-- ModelSwitched         model_switched      the tenant's vectors are another model's; carries which
     |-- RateLimited               rate_limited        slow down; carries when to come back
@@ -31,6 +32,7 @@ from typing import ClassVar
 __all__ = [
     "BulkheadError",
     "Conflict",
+    "CostReached",
     "DocumentRefused",
     "EmbedderUnavailable",
     "FenceLost",
@@ -127,6 +129,12 @@ class TaskBusy(Conflict):
     """The task is working and takes no message now."""
 
     code = "task_busy"
+
+
+class CostReached(Conflict):
+    """The task has used what it may."""
+
+    code = "cost_reached"
 
 
 class FenceLost(Conflict):

@@ -20,6 +20,7 @@ from rag.db.embedded import EmbeddedPostgres, embedded_postgres
 from rag.db.migrate import LOGIN_ROLES, bootstrap, ensure_database, install_seal_keys, migrate, register_embedding_model
 from rag.errors import Misconfigured
 from rag.identity.keys import ensure_keys, turn, write_private
+from rag.identity.outward import ensure_outward_keys
 from rag.identity.seal import ensure_seal_keys
 from rag.llm.configured import configured_models
 from rag.settings import Settings
@@ -48,6 +49,7 @@ def installation(settings: Settings) -> Generator[Settings]:
         Misconfigured, Unavailable: With what to do about it.
     """
     ensure_keys(settings.certs_dir)
+    ensure_outward_keys(settings.certs_dir)
     if settings.database_url is not None:
         yield settings
         return

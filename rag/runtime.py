@@ -21,7 +21,7 @@ from rag.audit.log import AuditLog, open_audit
 from rag.clock import Clock, system_clock
 from rag.db.gates import check_role
 from rag.db.listener import Wakeups, listener
-from rag.db.pool import Database, open_database
+from rag.db.pool import IDLE_IN_TRANSACTION_S, Database, open_database
 from rag.errors import BulkheadError, EmbedderUnavailable, Misconfigured, Unavailable
 from rag.identity.external import ClaimNames, ExternalIssuer
 from rag.identity.jwks import fetch_jwks
@@ -133,6 +133,8 @@ async def open_runtime(
                 sealer=Sealer(keys=keys, clock=clock),
                 pool_size=settings.pool_size,
                 application=application,
+                # a worker that stands still in a transaction holds its run's row, and its lease is no use to others
+                idle_in_transaction_s=settings.lease_s if claims else IDLE_IN_TRANSACTION_S,
             )
         )
         await check_role(database, claims=claims)

@@ -1,18 +1,58 @@
 """HTTP as both servers speak it: uvicorn's protocol, with a bound on what a peer can hold of the process's memory.
 
-Above: the two faces' `__main__`. Below: uvicorn with httptools, which as it comes waits for ever for a first request,
-takes headers of any length and bodies at any pace, and keeps an answer that nobody fetches.
+Above: the two faces' `__main__`. Below: settings; uvicorn with httptools, which as it comes waits for ever for a first
+request, takes headers of any length and bodies at any pace, and keeps an answer that nobody fetches.
 """
 
 from __future__ import annotations
 
 import asyncio
 import gc
-from typing import Any
+from typing import Any, Literal
 
+import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-__all__ = ["BoundedHttp", "settle_memory"]
+from rag.settings import Settings
+
+__all__ = ["BoundedHttp", "http_config", "settle_memory"]
+
+KEEP_ALIVE_S = 75
+"""Longer than a load balancer's usual minute, so that it is the one to close an idle connection."""
+
+
+def http_config(
+    app: Any, settings: Settings, *, host: str, port: int, lifespan: Literal["on", "off"], shutdown_s: int
+) -> uvicorn.Config:
+    """Return how uvicorn serves one of our ASGI applications.
+
+    Args:
+        app: The application.
+        settings: Names the certificate, where there is one.
+        host: Where to listen.
+        port: Where to listen.
+        lifespan: Whether the application is told of its beginning and end.
+        shutdown_s: Requests in flight may take this many seconds to end once the server stops.
+    """
+    return uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        loop="none",
+        http=BoundedHttp,
+        ws="none",
+        lifespan=lifespan,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        date_header=False,
+        # nothing depends on the peer's address or on the scheme it came by
+        proxy_headers=False,
+        timeout_graceful_shutdown=shutdown_s,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        ssl_certfile=settings.tls_certificate,
+        ssl_keyfile=settings.tls_key,
+    )
 
 
 def settle_memory() -> None:

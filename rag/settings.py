@@ -104,12 +104,17 @@ class Settings:
     a2a_host: str = "127.0.0.1"
     a2a_port: int = 8082
     """BULKHEAD_A2A_HOST, BULKHEAD_A2A_PORT."""
+    a2a_grpc_host: str = "127.0.0.1"
+    a2a_grpc_port: int | None = None
+    """BULKHEAD_A2A_GRPC_HOST, BULKHEAD_A2A_GRPC_PORT. Unset or 0: no gRPC; `bulkhead up` sets one that is unset."""
     mcp_workers: int = 1
     """BULKHEAD_MCP_WORKERS: processes of the MCP face behind its one port; each has a pool of BULKHEAD_POOL_SIZE."""
     mcp_public_url: str | None = None
     """BULKHEAD_MCP_URL: where clients and the worker reach the MCP endpoint, such as https://mcp.example.com/mcp."""
     a2a_public_url: str | None = None
     """BULKHEAD_A2A_URL: the base URL that the agent card advertises."""
+    a2a_grpc_public: str | None = None
+    """BULKHEAD_A2A_GRPC_URL: the host:port at which the extended card says that gRPC is reached."""
     tls_certificate: Path | None = None
     tls_key: Path | None = None
     """BULKHEAD_TLS_CERTIFICATE, BULKHEAD_TLS_KEY: PEM files; both or neither."""
@@ -146,6 +151,8 @@ class Settings:
     """BULKHEAD_WORKER_SLOTS: tasks that one worker process runs at a time."""
     lease_s: float = 6.0
     """BULKHEAD_LEASE_SECONDS: how long a silent worker keeps a task; with 6, another took over after 5 to 6 s."""
+    input_timeout_s: float = 86_400.0
+    """BULKHEAD_INPUT_TIMEOUT_SECONDS: how long a task that asks waits for its caller's answer before it fails."""
     index_build_mb: int = 256
     """BULKHEAD_INDEX_BUILD_MB: memory for building a vector index, which the database server's /dev/shm must have."""
     index_build_workers: int = 1
@@ -154,6 +161,10 @@ class Settings:
     """BULKHEAD_REQUEST_LIMIT: one rate for every tenant and every user. Unset: what the tenant's tier says."""
     audit_durability: str = "writes"
     """BULKHEAD_AUDIT_DURABILITY: which operations wait for the database's disk to have their entry: writes, or all."""
+    outbound_loopback: str = "off"
+    """BULKHEAD_OUTBOUND_LOOPBACK: on or off; for tests: what a tenant names may be on this machine, in plain http."""
+    test_fixtures: str = "off"
+    """BULKHEAD_TEST_FIXTURES: on or off; for the A2A compatibility kit: what it sends is answered as it expects."""
     log_level: str = "INFO"
     """BULKHEAD_LOG_LEVEL: of our own loggers; libraries speak from WARNING on, whatever it is."""
     otlp_endpoint: str | None = None
@@ -212,11 +223,7 @@ class Settings:
             if url is not None and not _is_url(url, schemes):
                 raise Misconfigured(f"{_variable(field)} must be a URL that begins with {' or '.join(schemes)}")
         self._check_external_issuer()
-        for field in ("mcp_port", "a2a_port"):
-            if not 1 <= getattr(self, field) <= 65535:
-                raise Misconfigured(f"{_variable(field)} must be between 1 and 65535")
-        if (self.mcp_host, self.mcp_port) == (self.a2a_host, self.a2a_port):
-            raise Misconfigured("BULKHEAD_MCP_PORT and BULKHEAD_A2A_PORT must differ: each server listens on its own")
+        self._check_ports()
         if self.log_level.upper() not in LOG_LEVELS:
             raise Misconfigured(f"BULKHEAD_LOG_LEVEL must be one of {', '.join(LOG_LEVELS)}")
         for variable, number in (
@@ -225,6 +232,7 @@ class Settings:
             ("BULKHEAD_MCP_WORKERS", self.mcp_workers),
             ("BULKHEAD_WORKER_SLOTS", self.worker_slots),
             ("BULKHEAD_LEASE_SECONDS", self.lease_s),
+            ("BULKHEAD_INPUT_TIMEOUT_SECONDS", self.input_timeout_s),
             ("BULKHEAD_JWKS_KEEP_SECONDS", self.jwks_keep_s),
             ("BULKHEAD_INDEX_BUILD_MB", self.index_build_mb),
             ("BULKHEAD_REQUEST_LIMIT", self.request_limit_per_minute),
@@ -232,11 +240,24 @@ class Settings:
             if number is not None and number <= 0:
                 raise Misconfigured(f"{variable} must be greater than 0")
 
+    def _check_ports(self) -> None:
+        for field in ("mcp_port", "a2a_port"):
+            if not 1 <= getattr(self, field) <= 65535:
+                raise Misconfigured(f"{_variable(field)} must be between 1 and 65535")
+        if not 0 <= (self.a2a_grpc_port or 0) <= 65535:
+            raise Misconfigured("BULKHEAD_A2A_GRPC_PORT must be between 1 and 65535, or 0 for no gRPC")
+        if self.a2a_grpc_port in {self.mcp_port, self.a2a_port}:
+            raise Misconfigured("BULKHEAD_A2A_GRPC_PORT must differ from the ports of the two servers")
+        if (self.mcp_host, self.mcp_port) == (self.a2a_host, self.a2a_port):
+            raise Misconfigured("BULKHEAD_MCP_PORT and BULKHEAD_A2A_PORT must differ: each server listens on its own")
+
     def _check_choices(self) -> None:
         for variable, value, choices in (
             ("BULKHEAD_RERANK_SHAPE", self.rerank_shape, ("cohere", "tei")),
             ("BULKHEAD_SEARCH_CACHE", self.search_cache, ("on", "off")),
             ("BULKHEAD_AUDIT_DURABILITY", self.audit_durability, ("writes", "all")),
+            ("BULKHEAD_OUTBOUND_LOOPBACK", self.outbound_loopback, ("on", "off")),
+            ("BULKHEAD_TEST_FIXTURES", self.test_fixtures, ("on", "off")),
         ):
             if value not in choices:
                 raise Misconfigured(f"{variable} must be {' or '.join(choices)}")
@@ -270,6 +291,11 @@ class Settings:
             raise Misconfigured("BULKHEAD_MCP_AUDIENCE and BULKHEAD_A2A_AUDIENCE must differ: a token is for one door")
 
     @property
+    def allows_loopback(self) -> bool:
+        """Whether `rag.outbound` may reach this machine."""
+        return self.outbound_loopback == "on"
+
+    @property
     def external_mcp_audience(self) -> str:
         """`aud` of an external issuer's token for the MCP server: by default the resource that its client names."""
         return self.mcp_audience or self.mcp_url
@@ -293,6 +319,13 @@ class Settings:
     def a2a_url(self) -> str:
         """The A2A server's base URL, without a trailing slash."""
         return (self.a2a_public_url or f"{self.scheme}://{self.a2a_host}:{self.a2a_port}").rstrip("/")
+
+    @property
+    def a2a_grpc_url(self) -> str | None:
+        """The host:port at which gRPC is reached; None where it is not."""
+        if not self.a2a_grpc_port:
+            return None
+        return self.a2a_grpc_public or f"{self.a2a_grpc_host}:{self.a2a_grpc_port}"
 
     def to_env(self) -> dict[str, str]:
         """Return the environment that makes a child process read these same settings."""
@@ -331,6 +364,9 @@ VARIABLES: dict[str, str] = {
     "BULKHEAD_MCP_PORT": "mcp_port",
     "BULKHEAD_A2A_HOST": "a2a_host",
     "BULKHEAD_A2A_PORT": "a2a_port",
+    "BULKHEAD_A2A_GRPC_HOST": "a2a_grpc_host",
+    "BULKHEAD_A2A_GRPC_PORT": "a2a_grpc_port",
+    "BULKHEAD_A2A_GRPC_URL": "a2a_grpc_public",
     "BULKHEAD_MCP_WORKERS": "mcp_workers",
     "BULKHEAD_MCP_URL": "mcp_public_url",
     "BULKHEAD_A2A_URL": "a2a_public_url",
@@ -353,10 +389,13 @@ VARIABLES: dict[str, str] = {
     "BULKHEAD_LLM_API_KEY": "llm_api_key",
     "BULKHEAD_WORKER_SLOTS": "worker_slots",
     "BULKHEAD_LEASE_SECONDS": "lease_s",
+    "BULKHEAD_INPUT_TIMEOUT_SECONDS": "input_timeout_s",
     "BULKHEAD_INDEX_BUILD_MB": "index_build_mb",
     "BULKHEAD_INDEX_BUILD_WORKERS": "index_build_workers",
     "BULKHEAD_REQUEST_LIMIT": "request_limit_per_minute",
     "BULKHEAD_AUDIT_DURABILITY": "audit_durability",
+    "BULKHEAD_OUTBOUND_LOOPBACK": "outbound_loopback",
+    "BULKHEAD_TEST_FIXTURES": "test_fixtures",
     "BULKHEAD_LOG_LEVEL": "log_level",
     "OTEL_EXPORTER_OTLP_ENDPOINT": "otlp_endpoint",
 }

@@ -22,6 +22,34 @@ ALTER SCHEMA seal OWNER TO bulkhead_owner;
 
 CREATE EXTENSION IF NOT EXISTS vector WITH SCHEMA public;
 
+CREATE FUNCTION queue.advance_push_v1(push uuid, held bigint, next bigint, lease_s double precision) RETURNS boolean
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO ''
+    AS $$
+begin
+    update queue.push q
+    set next_seq = next, attempts = 0, reason = null, due_at = clock_timestamp() + make_interval(secs => lease_s)
+    where q.push_id = push and q.fence = held and q.leased and q.tenant_id = rag.current_tenant();
+    return found;
+end
+$$;
+
+ALTER FUNCTION queue.advance_push_v1(push uuid, held bigint, next bigint, lease_s double precision) OWNER TO bulkhead_queue;
+
+CREATE FUNCTION queue.begin_push_v1() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO ''
+    AS $$
+begin
+    insert into queue.push (push_id, tenant_id, task_id, next_seq, due_at)
+    values (new.push_id, new.tenant_id, new.task_id, new.first_seq, clock_timestamp());
+    perform pg_notify('bulkhead_push', '');
+    return null;
+end
+$$;
+
+ALTER FUNCTION queue.begin_push_v1() OWNER TO bulkhead_queue;
+
 CREATE FUNCTION queue.claim_embeddings_v2(wanted integer, lease_s double precision) RETURNS TABLE(document_id uuid, attempts integer, seal text)
     LANGUAGE sql SECURITY DEFINER
     SET search_path TO ''
@@ -44,6 +72,107 @@ $$;
 
 ALTER FUNCTION queue.claim_embeddings_v2(wanted integer, lease_s double precision) OWNER TO bulkhead_queue;
 
+CREATE FUNCTION queue.claim_ended_v1(wanted integer, lease_s double precision, settle_s double precision) RETURNS TABLE(task_id uuid, expired boolean, attempts integer, seal text)
+    LANGUAGE sql SECURITY DEFINER
+    SET search_path TO ''
+    AS $$
+    with expired as materialized (
+        select t.tenant_id, e.task_id
+        from rag.tenant t
+        cross join lateral (
+            select q.task_id, q.ended_at
+            from queue.ended q
+            where q.tenant_id = t.tenant_id
+                and q.ended_at <= statement_timestamp() - make_interval(secs => t.task_retention_s)
+                and (q.leased_until is null or q.leased_until <= clock_timestamp())
+            order by q.ended_at
+            limit wanted
+        ) e
+        order by e.ended_at + make_interval(secs => t.task_retention_s)
+        limit wanted
+    ),
+    fresh as materialized (
+        select q.tenant_id, q.task_id
+        from queue.ended q
+        where not q.compacted
+            and q.ended_at <= statement_timestamp() - make_interval(secs => settle_s)
+            and (q.leased_until is null or q.leased_until <= clock_timestamp())
+            and (q.tenant_id, q.task_id) not in (select x.tenant_id, x.task_id from expired x)
+            -- a webhook that still has to be told is told every event
+            and not exists (select from queue.push p where p.task_id = q.task_id and p.due_at is not null)
+        order by q.ended_at
+        limit wanted
+    ),
+    free as materialized (
+        select q.tenant_id, q.task_id
+        from queue.ended q
+        where (q.tenant_id, q.task_id) in (table expired union all table fresh)
+            and (q.leased_until is null or q.leased_until <= clock_timestamp())
+        for update skip locked
+    )
+    update queue.ended q
+    set leased_until = clock_timestamp() + make_interval(secs => lease_s * (1 << least(q.attempts, 6))),
+        attempts = q.attempts + 1
+    from free
+    where q.tenant_id = free.tenant_id and q.task_id = free.task_id
+    returning q.task_id, (q.tenant_id, q.task_id) in (table expired), q.attempts,
+        seal.mint_v3(q.tenant_id, 'system:retention', q.task_id, 600);
+$$;
+
+ALTER FUNCTION queue.claim_ended_v1(wanted integer, lease_s double precision, settle_s double precision) OWNER TO bulkhead_queue;
+
+CREATE FUNCTION queue.claim_pushes_v1(wanted integer, per_tenant integer, lease_s double precision) RETURNS TABLE(push_id uuid, task_id uuid, next_seq bigint, attempts integer, fence bigint, seal text)
+    LANGUAGE sql SECURITY DEFINER
+    SET search_path TO ''
+    AS $$
+    with recursive tenants as (
+        (select q.tenant_id from queue.push q where q.due_at is not null order by q.tenant_id limit 1)
+        union all
+        select (
+            select q.tenant_id
+            from queue.push q
+            where q.due_at is not null and q.tenant_id > t.tenant_id
+            order by q.tenant_id
+            limit 1
+        )
+        from tenants t
+        where t.tenant_id is not null
+    ),
+    picked as materialized (
+        select c.push_id
+        from tenants t
+        cross join lateral (
+            select q.push_id, q.due_at
+            from queue.push q
+            -- an index is not searched for what changes within a statement, as clock_timestamp() does
+            where q.tenant_id = t.tenant_id and q.due_at <= statement_timestamp()
+            order by q.due_at
+            limit greatest(0, per_tenant - (
+                select count(*)
+                from queue.push h
+                where h.tenant_id = t.tenant_id and h.leased and h.due_at > clock_timestamp()
+            ))
+        ) c
+        where t.tenant_id is not null
+        order by c.due_at
+        limit wanted
+    ),
+    due as materialized (
+        select q.push_id
+        from queue.push q
+        where q.push_id in (select p.push_id from picked p) and q.due_at <= statement_timestamp()
+        for update skip locked
+    )
+    update queue.push q
+    set due_at = clock_timestamp() + make_interval(secs => lease_s), again = false, leased = true, fence = q.fence + 1
+    from due
+    where q.push_id = due.push_id
+    returning q.push_id, q.task_id, q.next_seq, q.attempts, q.fence,
+        seal.mint_v3(q.tenant_id, 'system:push', q.task_id, 600);
+$$;
+
+ALTER FUNCTION queue.claim_pushes_v1(wanted integer, per_tenant integer, lease_s double precision) OWNER TO bulkhead_queue;
+
 CREATE FUNCTION queue.claim_runs_v1(claimant text, wanted integer, lease_s double precision) RETURNS TABLE(task_id uuid, fence bigint, attempt integer, seal text)
     LANGUAGE sql SECURITY DEFINER
     SET search_path TO ''
@@ -51,11 +180,11 @@ CREATE FUNCTION queue.claim_runs_v1(claimant text, wanted integer, lease_s doubl
     with suspect as materialized (
         select q.task_id
         from queue.run q
-        where (q.leased_until is null or q.leased_until <= clock_timestamp())
+        where coalesce(q.leased_until, '-infinity'::timestamptz) <= statement_timestamp()
             and q.attempt >= 2
             and not exists (
                 select from queue.run h
-                where h.worker = claimant and h.attempt > 2 and h.leased_until > clock_timestamp()
+                where h.worker = claimant and h.attempt > 2 and h.leased_until > statement_timestamp()
             )
         order by q.enqueued_at
         for update skip locked
@@ -64,7 +193,7 @@ CREATE FUNCTION queue.claim_runs_v1(claimant text, wanted integer, lease_s doubl
     other as materialized (
         select q.task_id
         from queue.run q
-        where (q.leased_until is null or q.leased_until <= clock_timestamp()) and q.attempt < 2
+        where coalesce(q.leased_until, '-infinity'::timestamptz) <= statement_timestamp() and q.attempt < 2
         order by q.enqueued_at
         for update skip locked
         limit wanted - (select count(*) from suspect)
@@ -85,6 +214,28 @@ CREATE FUNCTION queue.claim_runs_v1(claimant text, wanted integer, lease_s doubl
 $$;
 
 ALTER FUNCTION queue.claim_runs_v1(claimant text, wanted integer, lease_s double precision) OWNER TO bulkhead_queue;
+
+CREATE FUNCTION queue.claim_schedules_v1(wanted integer, lease_s double precision) RETURNS TABLE(schedule_id uuid, due_at timestamp with time zone, attempts integer, seal text)
+    LANGUAGE sql SECURITY DEFINER
+    SET search_path TO ''
+    AS $$
+    with due as materialized (
+        select q.tenant_id, q.schedule_id
+        from queue.schedule q
+        where q.due_at <= statement_timestamp() and (q.leased_until is null or q.leased_until <= clock_timestamp())
+        order by q.due_at
+        for update skip locked
+        limit wanted
+    )
+    update queue.schedule s
+    set leased_until = clock_timestamp() + make_interval(secs => lease_s * (1 << least(s.attempts, 6))),
+        attempts = s.attempts + 1
+    from due
+    where s.tenant_id = due.tenant_id and s.schedule_id = due.schedule_id
+    returning s.schedule_id, s.due_at, s.attempts, seal.mint_v3(s.tenant_id, 'system:scheduler', s.schedule_id, 600);
+$$;
+
+ALTER FUNCTION queue.claim_schedules_v1(wanted integer, lease_s double precision) OWNER TO bulkhead_queue;
 
 CREATE FUNCTION queue.claim_switch_v1() RETURNS text
     LANGUAGE sql SECURITY DEFINER
@@ -167,6 +318,19 @@ $$;
 
 ALTER FUNCTION queue.claim_upkeep_v1(wanted integer, lease_s double precision, settle_s double precision, backlog integer) OWNER TO bulkhead_queue;
 
+CREATE FUNCTION queue.dead_pushes_v1(tenant uuid) RETURNS TABLE(push_id uuid, tenant_id uuid, task_id uuid, next_seq bigint, attempts integer, reason text, dead_at timestamp with time zone)
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO ''
+    AS $$
+    select q.push_id, q.tenant_id, q.task_id, q.next_seq, q.attempts, q.reason, q.dead_at
+    from queue.push q
+    where q.dead_at is not null and (tenant is null or q.tenant_id = tenant)
+    order by q.dead_at desc
+    limit 1000;
+$$;
+
+ALTER FUNCTION queue.dead_pushes_v1(tenant uuid) OWNER TO bulkhead_queue;
+
 CREATE FUNCTION queue.embeddings_behind_v1(written bigint) RETURNS boolean
     LANGUAGE sql STABLE SECURITY DEFINER
     SET search_path TO ''
@@ -181,6 +345,18 @@ CREATE FUNCTION queue.embeddings_behind_v1(written bigint) RETURNS boolean
 $$;
 
 ALTER FUNCTION queue.embeddings_behind_v1(written bigint) OWNER TO bulkhead_queue;
+
+CREATE FUNCTION queue.end_push_v1() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO ''
+    AS $$
+begin
+    delete from queue.push q where q.push_id = old.push_id and q.tenant_id = old.tenant_id;
+    return null;
+end
+$$;
+
+ALTER FUNCTION queue.end_push_v1() OWNER TO bulkhead_queue;
 
 CREATE FUNCTION queue.enqueue_embedding_v2(document uuid, readers bigint, written bigint) RETURNS void
     LANGUAGE sql SECURITY DEFINER
@@ -218,6 +394,24 @@ $$;
 
 ALTER FUNCTION queue.enqueue_switch_v1(tenant uuid) OWNER TO bulkhead_queue;
 
+CREATE FUNCTION queue.fail_push_v1(push uuid, held bigint, delay_s double precision, why text) RETURNS boolean
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO ''
+    AS $$
+begin
+    update queue.push q
+    set leased = false,
+        attempts = q.attempts + 1,
+        reason = why,
+        due_at = clock_timestamp() + make_interval(secs => delay_s),
+        dead_at = case when delay_s is null then clock_timestamp() end
+    where q.push_id = push and q.fence = held and q.leased and q.tenant_id = rag.current_tenant();
+    return found;
+end
+$$;
+
+ALTER FUNCTION queue.fail_push_v1(push uuid, held bigint, delay_s double precision, why text) OWNER TO bulkhead_queue;
+
 CREATE FUNCTION queue.fail_switch_v1(resume bigint) RETURNS void
     LANGUAGE sql SECURITY DEFINER
     SET search_path TO ''
@@ -242,6 +436,31 @@ CREATE FUNCTION queue.finish_embedding_v1(document uuid) RETURNS void
 $$;
 
 ALTER FUNCTION queue.finish_embedding_v1(document uuid) OWNER TO bulkhead_queue;
+
+CREATE FUNCTION queue.finish_ended_v1(task uuid, gone boolean) RETURNS void
+    LANGUAGE sql SECURITY DEFINER
+    SET search_path TO ''
+    AS $$
+    delete from queue.ended q where q.task_id = task and q.tenant_id = rag.current_tenant() and gone;
+    update queue.ended q
+    set compacted = true, leased_until = null, attempts = 0
+    where q.task_id = task and q.tenant_id = rag.current_tenant();
+$$;
+
+ALTER FUNCTION queue.finish_ended_v1(task uuid, gone boolean) OWNER TO bulkhead_queue;
+
+CREATE FUNCTION queue.finish_push_v1(push uuid, held bigint) RETURNS boolean
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO ''
+    AS $$
+begin
+    delete from queue.push q
+    where q.push_id = push and q.fence = held and q.tenant_id = rag.current_tenant();
+    return found;
+end
+$$;
+
+ALTER FUNCTION queue.finish_push_v1(push uuid, held bigint) OWNER TO bulkhead_queue;
 
 CREATE FUNCTION queue.finish_run_v1(task uuid) RETURNS void
     LANGUAGE sql SECURITY DEFINER
@@ -360,6 +579,56 @@ $$;
 
 ALTER FUNCTION queue.move_switch_v1(upto bigint, delay_s double precision) OWNER TO bulkhead_queue;
 
+CREATE FUNCTION queue.note_end_v1() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO ''
+    AS $$
+begin
+    insert into queue.ended (task_id, tenant_id) values (new.task_id, new.tenant_id) on conflict do nothing;
+    return null;
+end
+$$;
+
+ALTER FUNCTION queue.note_end_v1() OWNER TO bulkhead_queue;
+
+CREATE FUNCTION queue.note_event_v1() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO ''
+    AS $$
+begin
+    update queue.push q
+    set again = true, due_at = coalesce(q.due_at, clock_timestamp())
+    where q.task_id = new.task_id and q.tenant_id = new.tenant_id and q.dead_at is null;
+    if found then
+        perform pg_notify('bulkhead_push', '');
+    end if;
+    return null;
+end
+$$;
+
+ALTER FUNCTION queue.note_event_v1() OWNER TO bulkhead_queue;
+
+CREATE FUNCTION queue.note_schedule_v1() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO ''
+    AS $$
+begin
+    if tg_op = 'DELETE' then
+        delete from queue.schedule q where q.schedule_id = old.schedule_id and q.tenant_id = old.tenant_id;
+    elsif new.next_at is null then
+        delete from queue.schedule q where q.schedule_id = new.schedule_id and q.tenant_id = new.tenant_id;
+    else
+        insert into queue.schedule as q (schedule_id, tenant_id, due_at)
+        values (new.schedule_id, new.tenant_id, new.next_at)
+        on conflict (tenant_id, schedule_id) do update
+        set due_at = excluded.due_at, leased_until = null, attempts = 0;
+    end if;
+    return null;
+end
+$$;
+
+ALTER FUNCTION queue.note_schedule_v1() OWNER TO bulkhead_queue;
+
 CREATE FUNCTION queue.note_write_v1() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO ''
@@ -371,6 +640,30 @@ end
 $$;
 
 ALTER FUNCTION queue.note_write_v1() OWNER TO bulkhead_queue;
+
+CREATE FUNCTION queue.owns_task_v1(task uuid) RETURNS boolean
+    LANGUAGE sql STABLE
+    SET search_path TO ''
+    AS $$
+    select exists (
+        select
+        from rag.task t
+        where t.tenant_id = rag.current_tenant() and t.task_id = task and t.subject = rag.current_subject()
+    );
+$$;
+
+ALTER FUNCTION queue.owns_task_v1(task uuid) OWNER TO bulkhead_queue;
+
+CREATE FUNCTION queue.park_run_v1(task uuid, held bigint, until timestamp with time zone) RETURNS void
+    LANGUAGE sql SECURITY DEFINER
+    SET search_path TO ''
+    AS $$
+    update queue.run
+    set worker = null, leased_until = until, fence = fence + 1, attempt = 0
+    where task_id = task and fence = held and tenant_id = rag.current_tenant() and queue.owns_task_v1(task);
+$$;
+
+ALTER FUNCTION queue.park_run_v1(task uuid, held bigint, until timestamp with time zone) OWNER TO bulkhead_queue;
 
 CREATE FUNCTION queue.pending_embeddings_v1() RETURNS bigint
     LANGUAGE sql STABLE SECURITY DEFINER
@@ -395,6 +688,26 @@ $$;
 
 ALTER FUNCTION queue.postpone_embedding_v1(document uuid, delay_s double precision) OWNER TO bulkhead_queue;
 
+CREATE FUNCTION queue.redeliver_pushes_v1(tenant uuid, push uuid) RETURNS bigint
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO ''
+    AS $$
+declare
+    revived bigint;
+begin
+    update queue.push q
+    set dead_at = null, attempts = 0, due_at = clock_timestamp()
+    where q.dead_at is not null and q.tenant_id = tenant and (push is null or q.push_id = push);
+    get diagnostics revived = row_count;
+    if revived > 0 then
+        perform pg_notify('bulkhead_push', '');
+    end if;
+    return revived;
+end
+$$;
+
+ALTER FUNCTION queue.redeliver_pushes_v1(tenant uuid, push uuid) OWNER TO bulkhead_queue;
+
 CREATE FUNCTION queue.release_runs_v1(claimant text, tasks uuid[], fences bigint[]) RETURNS integer
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO ''
@@ -416,6 +729,23 @@ $$;
 
 ALTER FUNCTION queue.release_runs_v1(claimant text, tasks uuid[], fences bigint[]) OWNER TO bulkhead_queue;
 
+CREATE FUNCTION queue.rest_push_v1(push uuid, held bigint, soon boolean) RETURNS boolean
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO ''
+    AS $$
+begin
+    update queue.push q
+    set leased = false, due_at = case when soon or q.again then clock_timestamp() end
+    where q.push_id = push and q.fence = held and q.leased and q.tenant_id = rag.current_tenant();
+    if found and soon then
+        perform pg_notify('bulkhead_push', '');
+    end if;
+    return found;
+end
+$$;
+
+ALTER FUNCTION queue.rest_push_v1(push uuid, held bigint, soon boolean) OWNER TO bulkhead_queue;
+
 CREATE FUNCTION queue.sees_task_v1(task uuid) RETURNS boolean
     LANGUAGE sql STABLE
     SET search_path TO ''
@@ -433,6 +763,18 @@ CREATE FUNCTION queue.switches_v1() RETURNS TABLE(tenant_id uuid, attempts integ
 $$;
 
 ALTER FUNCTION queue.switches_v1() OWNER TO bulkhead_queue;
+
+CREATE FUNCTION queue.wake_run_v1(task uuid) RETURNS void
+    LANGUAGE sql SECURITY DEFINER
+    SET search_path TO ''
+    AS $$
+    update queue.run
+    set worker = null, leased_until = null, fence = fence + 1, attempt = 0
+    where task_id = task and tenant_id = rag.current_tenant() and queue.owns_task_v1(task);
+    select pg_notify('bulkhead_run', '');
+$$;
+
+ALTER FUNCTION queue.wake_run_v1(task uuid) OWNER TO bulkhead_queue;
 
 CREATE FUNCTION rag.append_audit_v1(contexts text[], entries jsonb, durable boolean) RETURNS bigint
     LANGUAGE plpgsql SECURITY DEFINER
@@ -524,7 +866,28 @@ $$;
 
 ALTER FUNCTION rag.append_audit_v1(contexts text[], entries jsonb, durable boolean) OWNER TO bulkhead_owner;
 
+CREATE FUNCTION rag.append_event_alone_v1(context text, task uuid, held bigint, event_kind text, event_payload jsonb, event_key text, next text, read bigint) RETURNS bigint
+    LANGUAGE plpgsql
+    SET search_path TO ''
+    AS $$
+begin
+    perform rag.open_context_v1(context);
+    return rag.append_event_v2(task, held, event_kind, event_payload, event_key, next, read);
+end
+$$;
+
+ALTER FUNCTION rag.append_event_alone_v1(context text, task uuid, held bigint, event_kind text, event_payload jsonb, event_key text, next text, read bigint) OWNER TO bulkhead_owner;
+
 CREATE FUNCTION rag.append_event_v1(task uuid, held bigint, event_kind text, event_payload jsonb, event_key text, next text) RETURNS bigint
+    LANGUAGE sql
+    SET search_path TO ''
+    AS $$
+    select rag.append_event_v2(task, held, event_kind, event_payload, event_key, next, null);
+$$;
+
+ALTER FUNCTION rag.append_event_v1(task uuid, held bigint, event_kind text, event_payload jsonb, event_key text, next text) OWNER TO bulkhead_owner;
+
+CREATE FUNCTION rag.append_event_v2(task uuid, held bigint, event_kind text, event_payload jsonb, event_key text, next text, read bigint) RETURNS bigint
     LANGUAGE plpgsql
     SET search_path TO ''
     AS $$
@@ -548,8 +911,17 @@ begin
             return new_seq;
         end if;
     end if;
+    if next = 'completed' and stored.inbox > read then
+        return null;
+    end if;
     update rag.task t
-    set version = t.version + 1, state = coalesce(next, t.state), updated_at = clock_timestamp()
+    set
+        version = t.version + 1,
+        state = coalesce(next, t.state),
+        updated_at = clock_timestamp(),
+        -- whatever it becomes, it asks no longer
+        asked = case when next is null then t.asked end,
+        answer_by = case when next is null then t.answer_by end
     where t.tenant_id = tenant and t.task_id = task and rag.task_may_become(t.state, coalesce(next, 'working'))
     returning t.version into new_seq;
     if not found then
@@ -570,7 +942,39 @@ begin
 end
 $$;
 
-ALTER FUNCTION rag.append_event_v1(task uuid, held bigint, event_kind text, event_payload jsonb, event_key text, next text) OWNER TO bulkhead_owner;
+ALTER FUNCTION rag.append_event_v2(task uuid, held bigint, event_kind text, event_payload jsonb, event_key text, next text, read bigint) OWNER TO bulkhead_owner;
+
+CREATE FUNCTION rag.ask_v1(task uuid, held bigint, next text, event_payload jsonb, wait_s double precision) RETURNS bigint
+    LANGUAGE plpgsql
+    SET search_path TO ''
+    AS $$
+declare
+    tenant uuid := rag.current_tenant();
+    stored rag.task;
+    until timestamptz := clock_timestamp() + make_interval(secs => wait_s);
+begin
+    perform queue.lock_run_v1(task, held);
+    select * into stored from rag.task t where t.tenant_id = tenant and t.task_id = task for no key update;
+    if next not in ('input-required', 'auth-required') or not rag.task_may_become(stored.state, next) then
+        raise exception 'task has ended' using errcode = 'BH002';
+    end if;
+    update rag.task t
+    set
+        version = stored.version + 1,
+        state = next,
+        updated_at = clock_timestamp(),
+        asked = stored.version + 1,
+        answer_by = until
+    where t.tenant_id = tenant and t.task_id = task;
+    insert into rag.task_event (tenant_id, task_id, seq, kind, payload, subject, groups)
+    values (tenant, task, stored.version + 1, 'status', event_payload, stored.subject, stored.groups);
+    perform queue.park_run_v1(task, held, until);
+    perform pg_notify('bulkhead_task', task::text || ' ' || (stored.version + 1)::text);
+    return stored.version + 1;
+end
+$$;
+
+ALTER FUNCTION rag.ask_v1(task uuid, held bigint, next text, event_payload jsonb, wait_s double precision) OWNER TO bulkhead_owner;
 
 CREATE FUNCTION rag.audience_of_v1(named text[]) RETURNS bigint
     LANGUAGE plpgsql SECURITY DEFINER
@@ -604,6 +1008,48 @@ $$;
 
 ALTER FUNCTION rag.audience_of_v1(named text[]) OWNER TO bulkhead_owner;
 
+CREATE FUNCTION rag.begin_call_v1(task uuid, held bigint, call_key text, call_kind text, call_name text, max_calls bigint, max_tokens bigint) RETURNS TABLE(refused boolean, result jsonb, attempts integer, calls bigint, repeated bigint, prompt_tokens bigint, completion_tokens bigint)
+    LANGUAGE plpgsql
+    SET search_path TO ''
+    AS $$
+#variable_conflict use_column
+declare
+    tenant uuid := rag.current_tenant();
+    known rag.task_call;
+    total record;
+begin
+    perform queue.hold_fence_v1(task, held);
+    -- one at a time: the bound is for all of a task's calls
+    perform 1 from rag.task t where t.tenant_id = tenant and t.task_id = task for no key update;
+    select count(*) as calls, coalesce(sum(c.attempts - 1), 0)::bigint as repeated,
+        coalesce(sum(c.prompt_tokens), 0)::bigint as prompted, coalesce(sum(c.completion_tokens), 0)::bigint as completed
+    into total
+    from rag.task_call c
+    where c.tenant_id = tenant and c.task_id = task;
+    select * into known from rag.task_call c where c.tenant_id = tenant and c.task_id = task and c.key = call_key;
+    if found and known.result is not null then
+        return query select false, known.result, known.attempts, total.calls, total.repeated, total.prompted, total.completed;
+        return;
+    end if;
+    if total.prompted + total.completed >= max_tokens or (known.key is null and total.calls >= max_calls) then
+        return query select true, null::jsonb, 0, total.calls, total.repeated, total.prompted, total.completed;
+        return;
+    end if;
+    if known.key is not null then
+        update rag.task_call c
+        set attempts = c.attempts + 1
+        where c.tenant_id = tenant and c.task_id = task and c.key = call_key;
+        return query select false, null::jsonb, known.attempts + 1,
+            total.calls, total.repeated + 1, total.prompted, total.completed;
+        return;
+    end if;
+    insert into rag.task_call (tenant_id, task_id, key, kind, name) values (tenant, task, call_key, call_kind, call_name);
+    return query select false, null::jsonb, 1, total.calls + 1, total.repeated, total.prompted, total.completed;
+end
+$$;
+
+ALTER FUNCTION rag.begin_call_v1(task uuid, held bigint, call_key text, call_kind text, call_name text, max_calls bigint, max_tokens bigint) OWNER TO bulkhead_owner;
+
 CREATE FUNCTION rag.candidates_v1(list bigint[], wanted integer, per_document integer) RETURNS TABLE(chunk_id bigint, place integer)
     LANGUAGE plpgsql STABLE ROWS 100
     SET search_path TO ''
@@ -630,6 +1076,58 @@ end
 $$;
 
 ALTER FUNCTION rag.candidates_v1(list bigint[], wanted integer, per_document integer) OWNER TO bulkhead_owner;
+
+CREATE FUNCTION rag.compact_task_v1(task uuid, budget integer) RETURNS boolean
+    LANGUAGE plpgsql
+    SET search_path TO ''
+    SET lock_timeout TO '1s'
+    AS $$
+declare
+    tenant uuid := rag.current_tenant();
+    removed bigint;
+    reached bigint;
+begin
+    perform 1
+    from rag.task t
+    where t.tenant_id = tenant and t.task_id = task and t.state in ('completed', 'failed', 'canceled', 'rejected')
+    for no key update;
+    if not found then
+        return false;
+    end if;
+    delete from checkpoint.checkpoint_writes c where c.thread_id = task::text and c.tenant_id = tenant;
+    delete from checkpoint.checkpoint_blobs c where c.thread_id = task::text and c.tenant_id = tenant;
+    delete from checkpoint.checkpoints c where c.thread_id = task::text and c.tenant_id = tenant;
+    with artifact as materialized (
+        select
+            e.payload ->> 'artifact_id' as id,
+            min(e.seq) as first,
+            max(e.seq) filter (where not (e.payload ->> 'append')::boolean) as whole
+        from rag.task_event e
+        where e.tenant_id = tenant and e.task_id = task and e.kind = 'artifact'
+        group by 1
+    ),
+    superseded as materialized (
+        select e.seq
+        from rag.task_event e
+        join artifact a on a.id = e.payload ->> 'artifact_id'
+        where e.tenant_id = tenant and e.task_id = task and e.kind = 'artifact' and e.seq > a.first and e.seq < a.whole
+        order by e.seq
+        limit budget
+    ),
+    gone as (
+        delete from rag.task_event e
+        where e.tenant_id = tenant and e.task_id = task and e.seq = any (array(select s.seq from superseded s))
+        returning e.seq
+    )
+    select count(*), max(g.seq) into removed, reached from gone g;
+    update rag.task t
+    set compacted_to = greatest(t.compacted_to, reached)
+    where t.tenant_id = tenant and t.task_id = task and reached is not null;
+    return removed >= budget;
+end
+$$;
+
+ALTER FUNCTION rag.compact_task_v1(task uuid, budget integer) OWNER TO bulkhead_owner;
 
 CREATE FUNCTION rag.compact_v1(held uuid, lease_s double precision, budget integer, sweep_budget integer, sweep_share double precision, sweep_after_s double precision) RETURNS TABLE(more boolean, sweep_at timestamp with time zone)
     LANGUAGE plpgsql
@@ -808,6 +1306,23 @@ $$;
 
 ALTER FUNCTION rag.corpus_version_v1() OWNER TO bulkhead_owner;
 
+CREATE FUNCTION rag.create_task_alone_v1(context text, task uuid, conversation text, workflow_name text, workflow_input jsonb, first_message jsonb, grant_scopes text[], grant_groups text[], grant_team text, grant_tokens text[], grant_issued_at double precision, trace text, key text, hash bytea) RETURNS TABLE(task_id uuid, context_id text, workflow text, input jsonb, request_hash bytea, created boolean)
+    LANGUAGE plpgsql
+    SET search_path TO ''
+    AS $$
+begin
+    perform rag.open_context_v1(context);
+    return query
+    select *
+    from rag.create_task_v3(
+        task, conversation, workflow_name, workflow_input, first_message,
+        grant_scopes, grant_groups, grant_team, grant_tokens, grant_issued_at, trace, key, hash
+    );
+end
+$$;
+
+ALTER FUNCTION rag.create_task_alone_v1(context text, task uuid, conversation text, workflow_name text, workflow_input jsonb, first_message jsonb, grant_scopes text[], grant_groups text[], grant_team text, grant_tokens text[], grant_issued_at double precision, trace text, key text, hash bytea) OWNER TO bulkhead_owner;
+
 CREATE FUNCTION rag.create_task_v1(task uuid, context text, workflow_name text, workflow_input jsonb, first_message jsonb, grant_scopes text[], grant_groups text[], grant_team text, grant_tokens text[], grant_issued_at double precision, trace text) RETURNS bigint
     LANGUAGE sql
     SET search_path TO ''
@@ -854,6 +1369,40 @@ end
 $$;
 
 ALTER FUNCTION rag.create_task_v2(task uuid, context text, workflow_name text, workflow_input jsonb, first_message jsonb, grant_scopes text[], grant_groups text[], grant_team text, grant_tokens text[], grant_issued_at double precision, trace text, key text) OWNER TO bulkhead_owner;
+
+CREATE FUNCTION rag.create_task_v3(task uuid, context text, workflow_name text, workflow_input jsonb, first_message jsonb, grant_scopes text[], grant_groups text[], grant_team text, grant_tokens text[], grant_issued_at double precision, trace text, key text, hash bytea) RETURNS TABLE(task_id uuid, context_id text, workflow text, input jsonb, request_hash bytea, created boolean)
+    LANGUAGE plpgsql
+    SET search_path TO ''
+    AS $$
+#variable_conflict use_column
+declare
+    tenant uuid := rag.current_tenant();
+    caller text := rag.current_subject();
+begin
+    insert into rag.task (
+        tenant_id, task_id, context_id, workflow, state, version, input,
+        subject, scopes, groups, team, token_ids, token_issued_at, traceparent, idempotency_key, request_hash
+    )
+    values (
+        tenant, task, context, workflow_name, 'submitted', 1, workflow_input,
+        caller, grant_scopes, grant_groups, grant_team, grant_tokens, grant_issued_at, trace, key, hash
+    )
+    on conflict (tenant_id, subject, idempotency_key) where idempotency_key is not null do nothing;
+    if found then
+        insert into rag.task_event (tenant_id, task_id, seq, kind, payload, subject, groups)
+        values (tenant, task, 1, 'task', jsonb_build_object('message', first_message), caller, grant_groups);
+        perform queue.enqueue_run_v1(task);
+        return query select task, context, workflow_name, workflow_input, hash, true;
+        return;
+    end if;
+    return query
+    select t.task_id, t.context_id, t.workflow, t.input, t.request_hash, false
+    from rag.task t
+    where t.tenant_id = tenant and t.subject = caller and t.idempotency_key = key;
+end
+$$;
+
+ALTER FUNCTION rag.create_task_v3(task uuid, context text, workflow_name text, workflow_input jsonb, first_message jsonb, grant_scopes text[], grant_groups text[], grant_team text, grant_tokens text[], grant_issued_at double precision, trace text, key text, hash bytea) OWNER TO bulkhead_owner;
 
 CREATE FUNCTION rag.current_audiences() RETURNS bigint[]
     LANGUAGE plpgsql STABLE SECURITY DEFINER PARALLEL SAFE
@@ -947,6 +1496,48 @@ $$;
 
 ALTER FUNCTION rag.delete_document_v2(document uuid) OWNER TO bulkhead_owner;
 
+CREATE FUNCTION rag.delete_task_v1(task uuid, budget integer) RETURNS boolean
+    LANGUAGE plpgsql
+    SET search_path TO ''
+    SET lock_timeout TO '1s'
+    AS $$
+declare
+    tenant uuid := rag.current_tenant();
+    removed bigint;
+begin
+    perform 1
+    from rag.task t
+    where t.tenant_id = tenant and t.task_id = task and t.state in ('completed', 'failed', 'canceled', 'rejected')
+    for update;
+    if not found then
+        return false;
+    end if;
+    delete from checkpoint.checkpoint_writes c where c.thread_id = task::text and c.tenant_id = tenant;
+    delete from checkpoint.checkpoint_blobs c where c.thread_id = task::text and c.tenant_id = tenant;
+    delete from checkpoint.checkpoints c where c.thread_id = task::text and c.tenant_id = tenant;
+    delete from rag.task_event e
+    where e.tenant_id = tenant
+        and e.task_id = task
+        and e.seq = any (
+            array(
+                select o.seq
+                from rag.task_event o
+                where o.tenant_id = tenant and o.task_id = task
+                order by o.seq desc
+                limit budget
+            )
+        );
+    get diagnostics removed = row_count;
+    if removed >= budget then
+        return true;
+    end if;
+    delete from rag.task t where t.tenant_id = tenant and t.task_id = task;
+    return false;
+end
+$$;
+
+ALTER FUNCTION rag.delete_task_v1(task uuid, budget integer) OWNER TO bulkhead_owner;
+
 CREATE FUNCTION rag.document_frequencies_v1(tenant uuid, audiences bigint[], terms text[], dead bigint[]) RETURNS bigint[]
     LANGUAGE plpgsql STABLE
     SET search_path TO ''
@@ -1008,6 +1599,40 @@ CREATE FUNCTION rag.drop_version_v1(document uuid, version_ordinal bigint) RETUR
 $$;
 
 ALTER FUNCTION rag.drop_version_v1(document uuid, version_ordinal bigint) OWNER TO bulkhead_owner;
+
+CREATE FUNCTION rag.events_after_v1(context text, task uuid, after bigint) RETURNS TABLE(seq bigint, kind text, payload jsonb, created_at timestamp with time zone)
+    LANGUAGE plpgsql
+    SET search_path TO ''
+    AS $$
+#variable_conflict use_column
+declare
+    tenant uuid := rag.open_context_v1(context);
+begin
+    return query
+    select e.seq, e.kind, e.payload, e.created_at
+    from rag.task_event e
+    where e.tenant_id = tenant and e.task_id = task and e.seq > after
+    order by e.seq;
+end
+$$;
+
+ALTER FUNCTION rag.events_after_v1(context text, task uuid, after bigint) OWNER TO bulkhead_owner;
+
+CREATE FUNCTION rag.finish_call_v1(task uuid, held bigint, call_key text, call_result jsonb, prompted bigint, completed bigint) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO ''
+    AS $$
+declare
+    tenant uuid := rag.current_tenant();
+begin
+    perform queue.hold_fence_v1(task, held);
+    update rag.task_call c
+    set result = call_result, prompt_tokens = prompted, completion_tokens = completed, finished_at = clock_timestamp()
+    where c.tenant_id = tenant and c.task_id = task and c.key = call_key and c.result is null;
+end
+$$;
+
+ALTER FUNCTION rag.finish_call_v1(task uuid, held bigint, call_key text, call_result jsonb, prompted bigint, completed bigint) OWNER TO bulkhead_owner;
 
 CREATE FUNCTION rag.follow_vocabulary_v1(tenant uuid, changed_terms text[], changed_audiences bigint[], changes bigint[]) RETURNS void
     LANGUAGE sql
@@ -1442,6 +2067,64 @@ $_$;
 
 ALTER FUNCTION rag.recall_at_10_v1(context text, query_vector public.halfvec, vector_model smallint) OWNER TO bulkhead_owner;
 
+CREATE FUNCTION rag.receive_message_v1(task uuid, message jsonb, message_key text, answers bigint, takes boolean) RETURNS bigint
+    LANGUAGE plpgsql
+    SET search_path TO ''
+    AS $$
+declare
+    tenant uuid := rag.current_tenant();
+    stored rag.task;
+    new_seq bigint;
+    next text;
+begin
+    perform queue.lock_run_v1(task, null);
+    select * into stored from rag.task t where t.tenant_id = tenant and t.task_id = task for no key update;
+    if stored.subject is distinct from rag.current_subject() then
+        raise exception 'the task is another''s' using errcode = 'BH007';
+    end if;
+    if message_key is not null then
+        select e.seq into new_seq
+        from rag.task_event e
+        where e.tenant_id = tenant and e.task_id = task and e.key = message_key;
+        if found then
+            return new_seq;
+        end if;
+    end if;
+    if stored.state in ('completed', 'failed', 'canceled', 'rejected') then
+        raise exception 'task has ended' using errcode = 'BH002';
+    end if;
+    if stored.asked is distinct from answers or (answers is null and not takes) then
+        raise exception 'task is busy' using errcode = 'BH006';
+    end if;
+    next := case when answers is null then stored.state else 'working' end;
+    new_seq := stored.version + 1;
+    update rag.task t
+    set
+        version = new_seq,
+        state = next,
+        updated_at = clock_timestamp(),
+        asked = null,
+        answer_by = null,
+        inbox = case when answers is null then new_seq else t.inbox end
+    where t.tenant_id = tenant and t.task_id = task;
+    insert into rag.task_event (tenant_id, task_id, seq, kind, payload, key, subject, groups)
+    values (
+        tenant, task, new_seq, 'status',
+        jsonb_build_object(
+            'state', next, 'message', null, 'metadata', '{}'::jsonb, 'received', message, 'answers', answers
+        ),
+        message_key, stored.subject, stored.groups
+    );
+    if answers is not null then
+        perform queue.wake_run_v1(task);
+    end if;
+    perform pg_notify('bulkhead_task', task::text || ' ' || new_seq::text);
+    return new_seq;
+end
+$$;
+
+ALTER FUNCTION rag.receive_message_v1(task uuid, message jsonb, message_key text, answers bigint, takes boolean) OWNER TO bulkhead_owner;
+
 CREATE FUNCTION rag.rewrite_blocks_v1(tenant uuid, terms text[], audiences bigint[], firsts bigint[], lasts bigint[], freshness boolean[], places tid[]) RETURNS void
     LANGUAGE plpgsql
     SET search_path TO ''
@@ -1627,8 +2310,10 @@ CREATE TABLE rag.tenant (
     model_id smallint,
     next_model_id smallint,
     audit_query_text boolean DEFAULT false NOT NULL,
+    task_retention_s double precision DEFAULT 2592000,
     CONSTRAINT tenant_name_form CHECK ((name ~ '^[a-z0-9][a-z0-9-]{0,62}$'::text)),
     CONSTRAINT tenant_next_model CHECK ((next_model_id <> model_id)),
+    CONSTRAINT tenant_task_retention CHECK (((task_retention_s >= (3600)::double precision) AND (task_retention_s <= (315360000)::double precision))),
     CONSTRAINT tenant_weights CHECK ((((bm25_weight IS NULL) = (vector_weight IS NULL)) AND ((bm25_weight IS NULL) OR ((bm25_weight >= (0)::double precision) AND (vector_weight >= (0)::double precision) AND ((bm25_weight + vector_weight) > (0)::double precision)))))
 );
 
@@ -2471,6 +3156,17 @@ CREATE TABLE queue.embedding (
 
 ALTER TABLE queue.embedding OWNER TO bulkhead_queue;
 
+CREATE TABLE queue.ended (
+    tenant_id uuid NOT NULL,
+    task_id uuid NOT NULL,
+    ended_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    compacted boolean DEFAULT false NOT NULL,
+    leased_until timestamp with time zone,
+    attempts integer DEFAULT 0 NOT NULL
+);
+
+ALTER TABLE queue.ended OWNER TO bulkhead_queue;
+
 CREATE TABLE queue.model_switch (
     tenant_id uuid NOT NULL,
     available_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
@@ -2479,6 +3175,23 @@ CREATE TABLE queue.model_switch (
 );
 
 ALTER TABLE queue.model_switch OWNER TO bulkhead_queue;
+
+CREATE TABLE queue.push (
+    push_id uuid NOT NULL,
+    tenant_id uuid NOT NULL,
+    task_id uuid NOT NULL,
+    next_seq bigint NOT NULL,
+    due_at timestamp with time zone,
+    again boolean DEFAULT false NOT NULL,
+    leased boolean DEFAULT false NOT NULL,
+    fence bigint DEFAULT 0 NOT NULL,
+    attempts integer DEFAULT 0 NOT NULL,
+    reason text,
+    dead_at timestamp with time zone
+)
+WITH (fillfactor='70');
+
+ALTER TABLE queue.push OWNER TO bulkhead_queue;
 
 CREATE TABLE queue.run (
     task_id uuid NOT NULL,
@@ -2491,6 +3204,16 @@ CREATE TABLE queue.run (
 );
 
 ALTER TABLE queue.run OWNER TO bulkhead_queue;
+
+CREATE TABLE queue.schedule (
+    tenant_id uuid NOT NULL,
+    schedule_id uuid NOT NULL,
+    due_at timestamp with time zone NOT NULL,
+    leased_until timestamp with time zone,
+    attempts integer DEFAULT 0 NOT NULL
+);
+
+ALTER TABLE queue.schedule OWNER TO bulkhead_queue;
 
 CREATE TABLE queue.upkeep (
     tenant_id uuid NOT NULL,
@@ -3144,6 +3867,29 @@ ALTER TABLE rag.embedding_model ALTER COLUMN model_id ADD GENERATED ALWAYS AS ID
     CACHE 1
 );
 
+CREATE TABLE rag.external_server (
+    tenant_id uuid NOT NULL,
+    server_id uuid DEFAULT gen_random_uuid() NOT NULL,
+    name text NOT NULL,
+    url text NOT NULL,
+    tools text[] NOT NULL,
+    header text,
+    credential bytea,
+    sends_queries boolean DEFAULT false NOT NULL,
+    enabled boolean DEFAULT true NOT NULL,
+    created_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    changed_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    CONSTRAINT external_server_credential CHECK (((header IS NOT NULL) OR (credential IS NULL))),
+    CONSTRAINT external_server_header CHECK ((header ~ '^[a-z][a-z0-9-]{0,63}$'::text)),
+    CONSTRAINT external_server_name_form CHECK ((name ~ '^[a-z0-9][a-z0-9-]{0,62}$'::text)),
+    CONSTRAINT external_server_tools CHECK ((((cardinality(tools) >= 1) AND (cardinality(tools) <= 32)) AND (array_position(tools, NULL::text) IS NULL) AND (length(array_to_string(tools, ''::text)) <= (32 * 128)))),
+    CONSTRAINT external_server_url_length CHECK (((length(url) >= 1) AND (length(url) <= 2048)))
+);
+
+ALTER TABLE ONLY rag.external_server FORCE ROW LEVEL SECURITY;
+
+ALTER TABLE rag.external_server OWNER TO bulkhead_owner;
+
 CREATE SEQUENCE rag.ordinal_seq
     START WITH 1
     INCREMENT BY 1
@@ -3494,6 +4240,67 @@ ALTER TABLE ONLY rag.posting_15 FORCE ROW LEVEL SECURITY;
 
 ALTER TABLE rag.posting_15 OWNER TO bulkhead_owner;
 
+CREATE TABLE rag.push_config (
+    tenant_id uuid NOT NULL,
+    push_id uuid DEFAULT gen_random_uuid() NOT NULL,
+    task_id uuid NOT NULL,
+    config_id text NOT NULL,
+    url text NOT NULL,
+    scheme text,
+    secrets bytea,
+    first_seq bigint NOT NULL,
+    subject text NOT NULL,
+    groups text[] NOT NULL,
+    token_ids text[] NOT NULL,
+    token_issued_at double precision NOT NULL,
+    created_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    CONSTRAINT push_config_name_length CHECK (((length(config_id) >= 1) AND (length(config_id) <= 256))),
+    CONSTRAINT push_config_url_length CHECK (((length(url) >= 1) AND (length(url) <= 2048)))
+);
+
+ALTER TABLE ONLY rag.push_config FORCE ROW LEVEL SECURITY;
+
+ALTER TABLE rag.push_config OWNER TO bulkhead_owner;
+
+CREATE TABLE rag.schedule (
+    tenant_id uuid NOT NULL,
+    schedule_id uuid NOT NULL,
+    name text NOT NULL,
+    workflow text NOT NULL,
+    request text NOT NULL,
+    options jsonb DEFAULT '{}'::jsonb NOT NULL,
+    cron text,
+    time_zone text DEFAULT 'UTC'::text NOT NULL,
+    every_s double precision,
+    missed text DEFAULT 'once'::text NOT NULL,
+    until timestamp with time zone NOT NULL,
+    state text DEFAULT 'active'::text NOT NULL,
+    reason text,
+    next_at timestamp with time zone,
+    last_at timestamp with time zone,
+    last_task_id uuid,
+    fired bigint DEFAULT 0 NOT NULL,
+    skipped bigint DEFAULT 0 NOT NULL,
+    subject text NOT NULL,
+    scopes text[] NOT NULL,
+    groups text[] NOT NULL,
+    team text,
+    token_ids text[] NOT NULL,
+    token_issued_at double precision NOT NULL,
+    created_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    CONSTRAINT schedule_due CHECK (((state = 'active'::text) = (next_at IS NOT NULL))),
+    CONSTRAINT schedule_missed_known CHECK ((missed = ANY (ARRAY['once'::text, 'skip'::text]))),
+    CONSTRAINT schedule_name_form CHECK ((name ~ '^[a-z0-9][a-z0-9._-]{0,62}$'::text)),
+    CONSTRAINT schedule_reason CHECK (((reason IS NULL) OR (state = 'stopped'::text))),
+    CONSTRAINT schedule_request_length CHECK (((length(request) >= 1) AND (length(request) <= 20000))),
+    CONSTRAINT schedule_state_known CHECK ((state = ANY (ARRAY['active'::text, 'paused'::text, 'stopped'::text]))),
+    CONSTRAINT schedule_timing CHECK ((((cron IS NULL) <> (every_s IS NULL)) AND ((every_s IS NULL) OR (every_s >= (60)::double precision))))
+);
+
+ALTER TABLE ONLY rag.schedule FORCE ROW LEVEL SECURITY;
+
+ALTER TABLE rag.schedule OWNER TO bulkhead_owner;
+
 CREATE TABLE rag.spelling (
     tenant_id uuid NOT NULL,
     audience bigint NOT NULL,
@@ -3535,14 +4342,40 @@ CREATE TABLE rag.task (
     created_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
     updated_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
     idempotency_key text,
+    asked bigint,
+    answer_by timestamp with time zone,
+    inbox bigint DEFAULT 0 NOT NULL,
+    request_hash bytea,
+    compacted_to bigint DEFAULT 0 NOT NULL,
     CONSTRAINT task_context_length CHECK (((length(context_id) >= 1) AND (length(context_id) <= 256))),
     CONSTRAINT task_key_length CHECK (((length(idempotency_key) >= 1) AND (length(idempotency_key) <= 128))),
+    CONSTRAINT task_request_hash CHECK ((length(request_hash) = 32)),
     CONSTRAINT task_state_known CHECK ((state = ANY (ARRAY['submitted'::text, 'working'::text, 'input-required'::text, 'auth-required'::text, 'completed'::text, 'failed'::text, 'canceled'::text, 'rejected'::text])))
 );
 
 ALTER TABLE ONLY rag.task FORCE ROW LEVEL SECURITY;
 
 ALTER TABLE rag.task OWNER TO bulkhead_owner;
+
+CREATE TABLE rag.task_call (
+    tenant_id uuid NOT NULL,
+    task_id uuid NOT NULL,
+    key text NOT NULL,
+    kind text NOT NULL,
+    name text NOT NULL,
+    attempts integer DEFAULT 1 NOT NULL,
+    result jsonb,
+    prompt_tokens bigint DEFAULT 0 NOT NULL,
+    completion_tokens bigint DEFAULT 0 NOT NULL,
+    subject text DEFAULT rag.current_subject() NOT NULL,
+    started_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    finished_at timestamp with time zone,
+    CONSTRAINT task_call_kind_check CHECK ((kind = ANY (ARRAY['model'::text, 'tool'::text, 'external'::text])))
+);
+
+ALTER TABLE ONLY rag.task_call FORCE ROW LEVEL SECURITY;
+
+ALTER TABLE rag.task_call OWNER TO bulkhead_owner;
 
 CREATE TABLE rag.task_event (
     tenant_id uuid NOT NULL,
@@ -3749,14 +4582,23 @@ ALTER TABLE ONLY migration.applied
 ALTER TABLE ONLY queue.embedding
     ADD CONSTRAINT embedding_pkey PRIMARY KEY (tenant_id, document_id);
 
+ALTER TABLE ONLY queue.ended
+    ADD CONSTRAINT ended_pkey PRIMARY KEY (tenant_id, task_id);
+
 ALTER TABLE ONLY queue.model_switch
     ADD CONSTRAINT model_switch_pkey PRIMARY KEY (tenant_id);
+
+ALTER TABLE ONLY queue.push
+    ADD CONSTRAINT push_pkey PRIMARY KEY (push_id);
 
 ALTER TABLE ONLY queue.run
     ADD CONSTRAINT run_fence UNIQUE (task_id, fence);
 
 ALTER TABLE ONLY queue.run
     ADD CONSTRAINT run_pkey PRIMARY KEY (task_id);
+
+ALTER TABLE ONLY queue.schedule
+    ADD CONSTRAINT schedule_pkey PRIMARY KEY (tenant_id, schedule_id);
 
 ALTER TABLE ONLY queue.upkeep
     ADD CONSTRAINT upkeep_pkey PRIMARY KEY (tenant_id);
@@ -3893,6 +4735,12 @@ ALTER TABLE ONLY rag.embedding_model
 ALTER TABLE ONLY rag.embedding_model
     ADD CONSTRAINT embedding_model_unique UNIQUE (name, dimension);
 
+ALTER TABLE ONLY rag.external_server
+    ADD CONSTRAINT external_server_name_unique UNIQUE (tenant_id, name);
+
+ALTER TABLE ONLY rag.external_server
+    ADD CONSTRAINT external_server_pkey PRIMARY KEY (tenant_id, server_id);
+
 ALTER TABLE ONLY rag.posting
     ADD CONSTRAINT posting_pkey PRIMARY KEY (tenant_id, term, audience, first_chunk) INCLUDE (last_chunk, postings);
 
@@ -3944,11 +4792,26 @@ ALTER TABLE ONLY rag.posting_14
 ALTER TABLE ONLY rag.posting_15
     ADD CONSTRAINT posting_15_pkey PRIMARY KEY (tenant_id, term, audience, first_chunk) INCLUDE (last_chunk, postings);
 
+ALTER TABLE ONLY rag.push_config
+    ADD CONSTRAINT push_config_name UNIQUE (tenant_id, task_id, subject, config_id);
+
+ALTER TABLE ONLY rag.push_config
+    ADD CONSTRAINT push_config_pkey PRIMARY KEY (tenant_id, push_id);
+
+ALTER TABLE ONLY rag.schedule
+    ADD CONSTRAINT schedule_name_unique UNIQUE (tenant_id, subject, name);
+
+ALTER TABLE ONLY rag.schedule
+    ADD CONSTRAINT schedule_pkey PRIMARY KEY (tenant_id, schedule_id);
+
 ALTER TABLE ONLY rag.spelling
     ADD CONSTRAINT spelling_pkey PRIMARY KEY (tenant_id, audience, variant, term);
 
 ALTER TABLE ONLY rag.sweep
     ADD CONSTRAINT sweep_pkey PRIMARY KEY (tenant_id);
+
+ALTER TABLE ONLY rag.task_call
+    ADD CONSTRAINT task_call_pkey PRIMARY KEY (tenant_id, task_id, key);
 
 ALTER TABLE ONLY rag.task_event
     ADD CONSTRAINT task_event_key UNIQUE (tenant_id, task_id, key);
@@ -3985,9 +4848,27 @@ ALTER TABLE ONLY seal.revocation
 
 CREATE INDEX embedding_by_time ON queue.embedding USING btree (available_at);
 
+CREATE INDEX ended_by_tenant ON queue.ended USING btree (tenant_id, ended_at);
+
+CREATE INDEX ended_to_compact ON queue.ended USING btree (ended_at) WHERE (NOT compacted);
+
 CREATE INDEX model_switch_by_time ON queue.model_switch USING btree (available_at);
 
+CREATE INDEX push_by_task ON queue.push USING btree (task_id);
+
+CREATE INDEX push_by_time ON queue.push USING btree (tenant_id, due_at) WHERE (due_at IS NOT NULL);
+
+CREATE INDEX push_dead ON queue.push USING btree (dead_at) WHERE (dead_at IS NOT NULL);
+
+CREATE INDEX push_leased ON queue.push USING btree (tenant_id) WHERE leased;
+
+CREATE INDEX run_by_due ON queue.run USING btree (COALESCE(leased_until, '-infinity'::timestamp with time zone));
+
 CREATE INDEX run_by_time ON queue.run USING btree (enqueued_at);
+
+CREATE INDEX run_by_worker ON queue.run USING btree (worker) WHERE (worker IS NOT NULL);
+
+CREATE INDEX schedule_by_time ON queue.schedule USING btree (due_at);
 
 CREATE INDEX chunk_by_document ON ONLY rag.chunk USING btree (tenant_id, document_id, number);
 
@@ -4297,7 +5178,17 @@ ALTER INDEX rag.posting_fresh ATTACH PARTITION rag.posting_15_tenant_id_audience
 
 CREATE TRIGGER corpus_change_noted AFTER INSERT ON rag.corpus_change FOR EACH STATEMENT EXECUTE FUNCTION queue.note_write_v1();
 
+CREATE TRIGGER event_is_told AFTER INSERT ON rag.task_event FOR EACH ROW EXECUTE FUNCTION queue.note_event_v1();
+
 CREATE TRIGGER key_title BEFORE INSERT OR UPDATE ON rag.document FOR EACH ROW EXECUTE FUNCTION rag.key_title();
+
+CREATE TRIGGER push_begins AFTER INSERT ON rag.push_config FOR EACH ROW EXECUTE FUNCTION queue.begin_push_v1();
+
+CREATE TRIGGER push_ends AFTER DELETE ON rag.push_config FOR EACH ROW EXECUTE FUNCTION queue.end_push_v1();
+
+CREATE TRIGGER schedule_noted AFTER INSERT OR DELETE OR UPDATE OF next_at ON rag.schedule FOR EACH ROW EXECUTE FUNCTION queue.note_schedule_v1();
+
+CREATE TRIGGER task_ended AFTER INSERT OR UPDATE OF state ON rag.task FOR EACH ROW WHEN ((new.state = ANY (ARRAY['completed'::text, 'failed'::text, 'canceled'::text, 'rejected'::text]))) EXECUTE FUNCTION queue.note_end_v1();
 
 ALTER TABLE ONLY checkpoint.checkpoint_blobs
     ADD CONSTRAINT checkpoint_blobs_tenant_id_fkey FOREIGN KEY (tenant_id) REFERENCES rag.tenant(tenant_id);
@@ -4326,14 +5217,26 @@ ALTER TABLE rag.embedding
 ALTER TABLE rag.embedding
     ADD CONSTRAINT embedding_model_id_fkey FOREIGN KEY (model_id) REFERENCES rag.embedding_model(model_id);
 
+ALTER TABLE ONLY rag.external_server
+    ADD CONSTRAINT external_server_tenant FOREIGN KEY (tenant_id) REFERENCES rag.tenant(tenant_id);
+
 ALTER TABLE rag.posting
     ADD CONSTRAINT posting_tenant_id_fkey FOREIGN KEY (tenant_id) REFERENCES rag.tenant(tenant_id);
+
+ALTER TABLE ONLY rag.push_config
+    ADD CONSTRAINT push_config_task FOREIGN KEY (tenant_id, task_id) REFERENCES rag.task(tenant_id, task_id) ON DELETE CASCADE;
+
+ALTER TABLE ONLY rag.schedule
+    ADD CONSTRAINT schedule_tenant_id_fkey FOREIGN KEY (tenant_id) REFERENCES rag.tenant(tenant_id);
 
 ALTER TABLE ONLY rag.spelling
     ADD CONSTRAINT spelling_tenant_id_fkey FOREIGN KEY (tenant_id) REFERENCES rag.tenant(tenant_id);
 
 ALTER TABLE ONLY rag.sweep
     ADD CONSTRAINT sweep_tenant_id_fkey FOREIGN KEY (tenant_id) REFERENCES rag.tenant(tenant_id);
+
+ALTER TABLE ONLY rag.task_call
+    ADD CONSTRAINT task_call_task FOREIGN KEY (tenant_id, task_id) REFERENCES rag.task(tenant_id, task_id) ON DELETE CASCADE;
 
 ALTER TABLE ONLY rag.task_event
     ADD CONSTRAINT task_event_task FOREIGN KEY (tenant_id, task_id) REFERENCES rag.task(tenant_id, task_id);
@@ -4371,11 +5274,11 @@ ALTER TABLE checkpoint.checkpoint_writes ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE checkpoint.checkpoints ENABLE ROW LEVEL SECURITY;
 
-CREATE POLICY own_runs ON checkpoint.checkpoint_blobs AS RESTRICTIVE TO bulkhead_app USING ((subject = ( SELECT rag.current_subject() AS current_subject)));
+CREATE POLICY own_runs ON checkpoint.checkpoint_blobs AS RESTRICTIVE TO bulkhead_app USING (((subject = ( SELECT rag.current_subject() AS current_subject)) OR (thread_id = ( SELECT (rag.current_task())::text AS current_task))));
 
-CREATE POLICY own_runs ON checkpoint.checkpoint_writes AS RESTRICTIVE TO bulkhead_app USING ((subject = ( SELECT rag.current_subject() AS current_subject)));
+CREATE POLICY own_runs ON checkpoint.checkpoint_writes AS RESTRICTIVE TO bulkhead_app USING (((subject = ( SELECT rag.current_subject() AS current_subject)) OR (thread_id = ( SELECT (rag.current_task())::text AS current_task))));
 
-CREATE POLICY own_runs ON checkpoint.checkpoints AS RESTRICTIVE TO bulkhead_app USING ((subject = ( SELECT rag.current_subject() AS current_subject)));
+CREATE POLICY own_runs ON checkpoint.checkpoints AS RESTRICTIVE TO bulkhead_app USING (((subject = ( SELECT rag.current_subject() AS current_subject)) OR (thread_id = ( SELECT (rag.current_task())::text AS current_task))));
 
 CREATE POLICY tenant_isolation ON checkpoint.checkpoint_blobs TO bulkhead_app USING ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant))) WITH CHECK ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)));
 
@@ -4473,6 +5376,8 @@ ALTER TABLE rag.embedding_14 ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE rag.embedding_15 ENABLE ROW LEVEL SECURITY;
 
+ALTER TABLE rag.external_server ENABLE ROW LEVEL SECURITY;
+
 CREATE POLICY of_a_readable_chunk ON rag.embedding AS RESTRICTIVE FOR INSERT TO bulkhead_app WITH CHECK ((EXISTS ( SELECT
    FROM rag.chunk c
   WHERE ((c.tenant_id = embedding.tenant_id) AND (c.chunk_id = embedding.chunk_id)))));
@@ -4489,7 +5394,27 @@ CREATE POLICY of_a_visible_task ON rag.task_event AS RESTRICTIVE FOR INSERT TO b
    FROM rag.task t
   WHERE ((t.tenant_id = task_event.tenant_id) AND (t.task_id = task_event.task_id) AND (t.subject = task_event.subject) AND (t.groups = task_event.groups)))));
 
+CREATE POLICY of_an_own_task ON rag.task_call AS RESTRICTIVE FOR INSERT TO bulkhead_app WITH CHECK ((EXISTS ( SELECT
+   FROM rag.task t
+  WHERE ((t.tenant_id = task_call.tenant_id) AND (t.task_id = task_call.task_id) AND (t.subject = task_call.subject)))));
+
+CREATE POLICY operated ON rag.external_server TO bulkhead_maintenance USING (true) WITH CHECK (true);
+
+CREATE POLICY own_grant ON rag.push_config AS RESTRICTIVE FOR INSERT TO bulkhead_app WITH CHECK ((rag.is_own_grant_v1(subject, groups, token_ids, token_issued_at) AND (EXISTS ( SELECT
+   FROM rag.task t
+  WHERE ((t.tenant_id = push_config.tenant_id) AND (t.task_id = push_config.task_id))))));
+
+CREATE POLICY own_grant ON rag.schedule AS RESTRICTIVE FOR INSERT TO bulkhead_app WITH CHECK (rag.is_own_grant_v1(subject, groups, token_ids, token_issued_at));
+
 CREATE POLICY own_grant ON rag.task AS RESTRICTIVE FOR INSERT TO bulkhead_app WITH CHECK (rag.is_own_grant_v1(subject, groups, token_ids, token_issued_at));
+
+CREATE POLICY own_or_claimed ON rag.push_config AS RESTRICTIVE TO bulkhead_app USING (((subject = ( SELECT rag.current_subject() AS current_subject)) OR (task_id = ( SELECT rag.current_task() AS current_task))));
+
+CREATE POLICY own_runs ON rag.task_call AS RESTRICTIVE TO bulkhead_app USING ((subject = ( SELECT rag.current_subject() AS current_subject)));
+
+CREATE POLICY own_schedules ON rag.schedule AS RESTRICTIVE TO bulkhead_app USING (((subject = ( SELECT rag.current_subject() AS current_subject)) OR (schedule_id = ( SELECT rag.current_task() AS current_task))));
+
+CREATE POLICY own_words ON rag.task_event AS RESTRICTIVE FOR INSERT TO bulkhead_app WITH CHECK (((NOT (payload ?| ARRAY['received'::text, 'form'::text])) OR (subject = ( SELECT rag.current_subject() AS current_subject))));
 
 ALTER TABLE rag.posting ENABLE ROW LEVEL SECURITY;
 
@@ -4525,17 +5450,25 @@ ALTER TABLE rag.posting_14 ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE rag.posting_15 ENABLE ROW LEVEL SECURITY;
 
+ALTER TABLE rag.push_config ENABLE ROW LEVEL SECURITY;
+
 CREATE POLICY queued ON rag.task TO bulkhead_queue USING ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant))) WITH CHECK (false);
 
 CREATE POLICY readers ON rag.task AS RESTRICTIVE TO bulkhead_queue, bulkhead_app USING (((subject = ( SELECT rag.current_subject() AS current_subject)) OR (groups <@ ( SELECT rag.current_groups() AS current_groups)) OR (task_id = ( SELECT rag.current_task() AS current_task))));
 
 CREATE POLICY readers ON rag.task_event AS RESTRICTIVE TO bulkhead_queue, bulkhead_app USING (((subject = ( SELECT rag.current_subject() AS current_subject)) OR (groups <@ ( SELECT rag.current_groups() AS current_groups)) OR (task_id = ( SELECT rag.current_task() AS current_task))));
 
+CREATE POLICY retention ON rag.tenant TO bulkhead_queue USING (true) WITH CHECK (false);
+
+ALTER TABLE rag.schedule ENABLE ROW LEVEL SECURITY;
+
 ALTER TABLE rag.spelling ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE rag.sweep ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE rag.task ENABLE ROW LEVEL SECURITY;
+
+ALTER TABLE rag.task_call ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE rag.task_event ENABLE ROW LEVEL SECURITY;
 
@@ -4621,6 +5554,8 @@ CREATE POLICY tenant_isolation ON rag.embedding_14 TO bulkhead_app USING (((tena
 
 CREATE POLICY tenant_isolation ON rag.embedding_15 TO bulkhead_app USING (((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)) AND (audience = ANY (( SELECT rag.current_audiences() AS current_audiences)::bigint[])))) WITH CHECK (((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)) AND (audience = ANY (( SELECT rag.current_audiences() AS current_audiences)::bigint[]))));
 
+CREATE POLICY tenant_isolation ON rag.external_server TO bulkhead_app USING ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant))) WITH CHECK ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)));
+
 CREATE POLICY tenant_isolation ON rag.posting TO bulkhead_app USING (((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)) AND (audience = ANY (( SELECT rag.current_audiences() AS current_audiences)::bigint[])))) WITH CHECK (((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)) AND (audience = ANY (( SELECT rag.current_audiences() AS current_audiences)::bigint[]))));
 
 CREATE POLICY tenant_isolation ON rag.posting_00 TO bulkhead_app USING (((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)) AND (audience = ANY (( SELECT rag.current_audiences() AS current_audiences)::bigint[])))) WITH CHECK (((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)) AND (audience = ANY (( SELECT rag.current_audiences() AS current_audiences)::bigint[]))));
@@ -4655,11 +5590,17 @@ CREATE POLICY tenant_isolation ON rag.posting_14 TO bulkhead_app USING (((tenant
 
 CREATE POLICY tenant_isolation ON rag.posting_15 TO bulkhead_app USING (((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)) AND (audience = ANY (( SELECT rag.current_audiences() AS current_audiences)::bigint[])))) WITH CHECK (((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)) AND (audience = ANY (( SELECT rag.current_audiences() AS current_audiences)::bigint[]))));
 
+CREATE POLICY tenant_isolation ON rag.push_config TO bulkhead_app USING ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant))) WITH CHECK ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)));
+
+CREATE POLICY tenant_isolation ON rag.schedule TO bulkhead_app USING ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant))) WITH CHECK ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)));
+
 CREATE POLICY tenant_isolation ON rag.spelling TO bulkhead_app USING (((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)) AND (audience = ANY (( SELECT rag.current_audiences() AS current_audiences)::bigint[])))) WITH CHECK (((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)) AND (audience = ANY (( SELECT rag.current_audiences() AS current_audiences)::bigint[]))));
 
 CREATE POLICY tenant_isolation ON rag.sweep TO bulkhead_app USING ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant))) WITH CHECK ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)));
 
 CREATE POLICY tenant_isolation ON rag.task TO bulkhead_app USING ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant))) WITH CHECK ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)));
+
+CREATE POLICY tenant_isolation ON rag.task_call TO bulkhead_app USING ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant))) WITH CHECK ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)));
 
 CREATE POLICY tenant_isolation ON rag.task_event TO bulkhead_app USING ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant))) WITH CHECK ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)));
 
@@ -4770,11 +5711,25 @@ GRANT ALL ON FUNCTION pg_catalog.pg_try_advisory_xact_lock_shared(bigint) TO bul
 REVOKE ALL ON FUNCTION pg_catalog.pg_try_advisory_xact_lock_shared(integer, integer) FROM PUBLIC;
 GRANT ALL ON FUNCTION pg_catalog.pg_try_advisory_xact_lock_shared(integer, integer) TO bulkhead_owner;
 
+REVOKE ALL ON FUNCTION queue.advance_push_v1(push uuid, held bigint, next bigint, lease_s double precision) FROM PUBLIC;
+GRANT ALL ON FUNCTION queue.advance_push_v1(push uuid, held bigint, next bigint, lease_s double precision) TO bulkhead_worker;
+
+REVOKE ALL ON FUNCTION queue.begin_push_v1() FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION queue.claim_embeddings_v2(wanted integer, lease_s double precision) FROM PUBLIC;
 GRANT ALL ON FUNCTION queue.claim_embeddings_v2(wanted integer, lease_s double precision) TO bulkhead_worker;
 
+REVOKE ALL ON FUNCTION queue.claim_ended_v1(wanted integer, lease_s double precision, settle_s double precision) FROM PUBLIC;
+GRANT ALL ON FUNCTION queue.claim_ended_v1(wanted integer, lease_s double precision, settle_s double precision) TO bulkhead_worker;
+
+REVOKE ALL ON FUNCTION queue.claim_pushes_v1(wanted integer, per_tenant integer, lease_s double precision) FROM PUBLIC;
+GRANT ALL ON FUNCTION queue.claim_pushes_v1(wanted integer, per_tenant integer, lease_s double precision) TO bulkhead_worker;
+
 REVOKE ALL ON FUNCTION queue.claim_runs_v1(claimant text, wanted integer, lease_s double precision) FROM PUBLIC;
 GRANT ALL ON FUNCTION queue.claim_runs_v1(claimant text, wanted integer, lease_s double precision) TO bulkhead_worker;
+
+REVOKE ALL ON FUNCTION queue.claim_schedules_v1(wanted integer, lease_s double precision) FROM PUBLIC;
+GRANT ALL ON FUNCTION queue.claim_schedules_v1(wanted integer, lease_s double precision) TO bulkhead_worker;
 
 REVOKE ALL ON FUNCTION queue.claim_switch_v1() FROM PUBLIC;
 GRANT ALL ON FUNCTION queue.claim_switch_v1() TO bulkhead_worker;
@@ -4782,8 +5737,13 @@ GRANT ALL ON FUNCTION queue.claim_switch_v1() TO bulkhead_worker;
 REVOKE ALL ON FUNCTION queue.claim_upkeep_v1(wanted integer, lease_s double precision, settle_s double precision, backlog integer) FROM PUBLIC;
 GRANT ALL ON FUNCTION queue.claim_upkeep_v1(wanted integer, lease_s double precision, settle_s double precision, backlog integer) TO bulkhead_worker;
 
+REVOKE ALL ON FUNCTION queue.dead_pushes_v1(tenant uuid) FROM PUBLIC;
+GRANT ALL ON FUNCTION queue.dead_pushes_v1(tenant uuid) TO bulkhead_maintenance;
+
 REVOKE ALL ON FUNCTION queue.embeddings_behind_v1(written bigint) FROM PUBLIC;
 GRANT ALL ON FUNCTION queue.embeddings_behind_v1(written bigint) TO bulkhead_app;
+
+REVOKE ALL ON FUNCTION queue.end_push_v1() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION queue.enqueue_embedding_v2(document uuid, readers bigint, written bigint) FROM PUBLIC;
 GRANT ALL ON FUNCTION queue.enqueue_embedding_v2(document uuid, readers bigint, written bigint) TO bulkhead_app;
@@ -4794,11 +5754,20 @@ GRANT ALL ON FUNCTION queue.enqueue_run_v1(task uuid) TO bulkhead_app;
 REVOKE ALL ON FUNCTION queue.enqueue_switch_v1(tenant uuid) FROM PUBLIC;
 GRANT ALL ON FUNCTION queue.enqueue_switch_v1(tenant uuid) TO bulkhead_maintenance;
 
+REVOKE ALL ON FUNCTION queue.fail_push_v1(push uuid, held bigint, delay_s double precision, why text) FROM PUBLIC;
+GRANT ALL ON FUNCTION queue.fail_push_v1(push uuid, held bigint, delay_s double precision, why text) TO bulkhead_worker;
+
 REVOKE ALL ON FUNCTION queue.fail_switch_v1(resume bigint) FROM PUBLIC;
 GRANT ALL ON FUNCTION queue.fail_switch_v1(resume bigint) TO bulkhead_worker;
 
 REVOKE ALL ON FUNCTION queue.finish_embedding_v1(document uuid) FROM PUBLIC;
 GRANT ALL ON FUNCTION queue.finish_embedding_v1(document uuid) TO bulkhead_app;
+
+REVOKE ALL ON FUNCTION queue.finish_ended_v1(task uuid, gone boolean) FROM PUBLIC;
+GRANT ALL ON FUNCTION queue.finish_ended_v1(task uuid, gone boolean) TO bulkhead_worker;
+
+REVOKE ALL ON FUNCTION queue.finish_push_v1(push uuid, held bigint) FROM PUBLIC;
+GRANT ALL ON FUNCTION queue.finish_push_v1(push uuid, held bigint) TO bulkhead_worker;
 
 REVOKE ALL ON FUNCTION queue.finish_run_v1(task uuid) FROM PUBLIC;
 GRANT ALL ON FUNCTION queue.finish_run_v1(task uuid) TO bulkhead_app;
@@ -4827,7 +5796,18 @@ GRANT ALL ON FUNCTION queue.lock_run_v1(task uuid, held bigint) TO bulkhead_app;
 REVOKE ALL ON FUNCTION queue.move_switch_v1(upto bigint, delay_s double precision) FROM PUBLIC;
 GRANT ALL ON FUNCTION queue.move_switch_v1(upto bigint, delay_s double precision) TO bulkhead_worker;
 
+REVOKE ALL ON FUNCTION queue.note_end_v1() FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION queue.note_event_v1() FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION queue.note_schedule_v1() FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION queue.note_write_v1() FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION queue.owns_task_v1(task uuid) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION queue.park_run_v1(task uuid, held bigint, until timestamp with time zone) FROM PUBLIC;
+GRANT ALL ON FUNCTION queue.park_run_v1(task uuid, held bigint, until timestamp with time zone) TO bulkhead_app;
 
 REVOKE ALL ON FUNCTION queue.pending_embeddings_v1() FROM PUBLIC;
 GRANT ALL ON FUNCTION queue.pending_embeddings_v1() TO bulkhead_app;
@@ -4835,25 +5815,49 @@ GRANT ALL ON FUNCTION queue.pending_embeddings_v1() TO bulkhead_app;
 REVOKE ALL ON FUNCTION queue.postpone_embedding_v1(document uuid, delay_s double precision) FROM PUBLIC;
 GRANT ALL ON FUNCTION queue.postpone_embedding_v1(document uuid, delay_s double precision) TO bulkhead_worker;
 
+REVOKE ALL ON FUNCTION queue.redeliver_pushes_v1(tenant uuid, push uuid) FROM PUBLIC;
+GRANT ALL ON FUNCTION queue.redeliver_pushes_v1(tenant uuid, push uuid) TO bulkhead_maintenance;
+
 REVOKE ALL ON FUNCTION queue.release_runs_v1(claimant text, tasks uuid[], fences bigint[]) FROM PUBLIC;
 GRANT ALL ON FUNCTION queue.release_runs_v1(claimant text, tasks uuid[], fences bigint[]) TO bulkhead_worker;
+
+REVOKE ALL ON FUNCTION queue.rest_push_v1(push uuid, held bigint, soon boolean) FROM PUBLIC;
+GRANT ALL ON FUNCTION queue.rest_push_v1(push uuid, held bigint, soon boolean) TO bulkhead_worker;
 
 REVOKE ALL ON FUNCTION queue.sees_task_v1(task uuid) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION queue.switches_v1() FROM PUBLIC;
 GRANT ALL ON FUNCTION queue.switches_v1() TO bulkhead_maintenance;
 
+REVOKE ALL ON FUNCTION queue.wake_run_v1(task uuid) FROM PUBLIC;
+GRANT ALL ON FUNCTION queue.wake_run_v1(task uuid) TO bulkhead_app;
+
 REVOKE ALL ON FUNCTION rag.append_audit_v1(contexts text[], entries jsonb, durable boolean) FROM PUBLIC;
 GRANT ALL ON FUNCTION rag.append_audit_v1(contexts text[], entries jsonb, durable boolean) TO bulkhead_app;
+
+REVOKE ALL ON FUNCTION rag.append_event_alone_v1(context text, task uuid, held bigint, event_kind text, event_payload jsonb, event_key text, next text, read bigint) FROM PUBLIC;
+GRANT ALL ON FUNCTION rag.append_event_alone_v1(context text, task uuid, held bigint, event_kind text, event_payload jsonb, event_key text, next text, read bigint) TO bulkhead_app;
 
 REVOKE ALL ON FUNCTION rag.append_event_v1(task uuid, held bigint, event_kind text, event_payload jsonb, event_key text, next text) FROM PUBLIC;
 GRANT ALL ON FUNCTION rag.append_event_v1(task uuid, held bigint, event_kind text, event_payload jsonb, event_key text, next text) TO bulkhead_app;
 
+REVOKE ALL ON FUNCTION rag.append_event_v2(task uuid, held bigint, event_kind text, event_payload jsonb, event_key text, next text, read bigint) FROM PUBLIC;
+GRANT ALL ON FUNCTION rag.append_event_v2(task uuid, held bigint, event_kind text, event_payload jsonb, event_key text, next text, read bigint) TO bulkhead_app;
+
+REVOKE ALL ON FUNCTION rag.ask_v1(task uuid, held bigint, next text, event_payload jsonb, wait_s double precision) FROM PUBLIC;
+GRANT ALL ON FUNCTION rag.ask_v1(task uuid, held bigint, next text, event_payload jsonb, wait_s double precision) TO bulkhead_app;
+
 REVOKE ALL ON FUNCTION rag.audience_of_v1(named text[]) FROM PUBLIC;
 GRANT ALL ON FUNCTION rag.audience_of_v1(named text[]) TO bulkhead_app;
 
+REVOKE ALL ON FUNCTION rag.begin_call_v1(task uuid, held bigint, call_key text, call_kind text, call_name text, max_calls bigint, max_tokens bigint) FROM PUBLIC;
+GRANT ALL ON FUNCTION rag.begin_call_v1(task uuid, held bigint, call_key text, call_kind text, call_name text, max_calls bigint, max_tokens bigint) TO bulkhead_app;
+
 REVOKE ALL ON FUNCTION rag.candidates_v1(list bigint[], wanted integer, per_document integer) FROM PUBLIC;
 GRANT ALL ON FUNCTION rag.candidates_v1(list bigint[], wanted integer, per_document integer) TO bulkhead_app;
+
+REVOKE ALL ON FUNCTION rag.compact_task_v1(task uuid, budget integer) FROM PUBLIC;
+GRANT ALL ON FUNCTION rag.compact_task_v1(task uuid, budget integer) TO bulkhead_worker;
 
 REVOKE ALL ON FUNCTION rag.compact_v1(held uuid, lease_s double precision, budget integer, sweep_budget integer, sweep_share double precision, sweep_after_s double precision) FROM PUBLIC;
 GRANT ALL ON FUNCTION rag.compact_v1(held uuid, lease_s double precision, budget integer, sweep_budget integer, sweep_share double precision, sweep_after_s double precision) TO bulkhead_worker;
@@ -4864,11 +5868,17 @@ GRANT ALL ON FUNCTION rag.corpus_state_v1(context text, written bigint) TO bulkh
 REVOKE ALL ON FUNCTION rag.corpus_version_v1() FROM PUBLIC;
 GRANT ALL ON FUNCTION rag.corpus_version_v1() TO bulkhead_app;
 
+REVOKE ALL ON FUNCTION rag.create_task_alone_v1(context text, task uuid, conversation text, workflow_name text, workflow_input jsonb, first_message jsonb, grant_scopes text[], grant_groups text[], grant_team text, grant_tokens text[], grant_issued_at double precision, trace text, key text, hash bytea) FROM PUBLIC;
+GRANT ALL ON FUNCTION rag.create_task_alone_v1(context text, task uuid, conversation text, workflow_name text, workflow_input jsonb, first_message jsonb, grant_scopes text[], grant_groups text[], grant_team text, grant_tokens text[], grant_issued_at double precision, trace text, key text, hash bytea) TO bulkhead_app;
+
 REVOKE ALL ON FUNCTION rag.create_task_v1(task uuid, context text, workflow_name text, workflow_input jsonb, first_message jsonb, grant_scopes text[], grant_groups text[], grant_team text, grant_tokens text[], grant_issued_at double precision, trace text) FROM PUBLIC;
 GRANT ALL ON FUNCTION rag.create_task_v1(task uuid, context text, workflow_name text, workflow_input jsonb, first_message jsonb, grant_scopes text[], grant_groups text[], grant_team text, grant_tokens text[], grant_issued_at double precision, trace text) TO bulkhead_app;
 
 REVOKE ALL ON FUNCTION rag.create_task_v2(task uuid, context text, workflow_name text, workflow_input jsonb, first_message jsonb, grant_scopes text[], grant_groups text[], grant_team text, grant_tokens text[], grant_issued_at double precision, trace text, key text) FROM PUBLIC;
 GRANT ALL ON FUNCTION rag.create_task_v2(task uuid, context text, workflow_name text, workflow_input jsonb, first_message jsonb, grant_scopes text[], grant_groups text[], grant_team text, grant_tokens text[], grant_issued_at double precision, trace text, key text) TO bulkhead_app;
+
+REVOKE ALL ON FUNCTION rag.create_task_v3(task uuid, context text, workflow_name text, workflow_input jsonb, first_message jsonb, grant_scopes text[], grant_groups text[], grant_team text, grant_tokens text[], grant_issued_at double precision, trace text, key text, hash bytea) FROM PUBLIC;
+GRANT ALL ON FUNCTION rag.create_task_v3(task uuid, context text, workflow_name text, workflow_input jsonb, first_message jsonb, grant_scopes text[], grant_groups text[], grant_team text, grant_tokens text[], grant_issued_at double precision, trace text, key text, hash bytea) TO bulkhead_app;
 
 REVOKE ALL ON FUNCTION rag.current_audiences() FROM PUBLIC;
 GRANT ALL ON FUNCTION rag.current_audiences() TO bulkhead_app;
@@ -4894,11 +5904,20 @@ GRANT ALL ON FUNCTION rag.current_tenant() TO bulkhead_maintenance;
 REVOKE ALL ON FUNCTION rag.delete_document_v2(document uuid) FROM PUBLIC;
 GRANT ALL ON FUNCTION rag.delete_document_v2(document uuid) TO bulkhead_app;
 
+REVOKE ALL ON FUNCTION rag.delete_task_v1(task uuid, budget integer) FROM PUBLIC;
+GRANT ALL ON FUNCTION rag.delete_task_v1(task uuid, budget integer) TO bulkhead_worker;
+
 REVOKE ALL ON FUNCTION rag.document_frequencies_v1(tenant uuid, audiences bigint[], terms text[], dead bigint[]) FROM PUBLIC;
 GRANT ALL ON FUNCTION rag.document_frequencies_v1(tenant uuid, audiences bigint[], terms text[], dead bigint[]) TO bulkhead_app;
 
 REVOKE ALL ON FUNCTION rag.drop_version_v1(document uuid, version_ordinal bigint) FROM PUBLIC;
 GRANT ALL ON FUNCTION rag.drop_version_v1(document uuid, version_ordinal bigint) TO bulkhead_app;
+
+REVOKE ALL ON FUNCTION rag.events_after_v1(context text, task uuid, after bigint) FROM PUBLIC;
+GRANT ALL ON FUNCTION rag.events_after_v1(context text, task uuid, after bigint) TO bulkhead_app;
+
+REVOKE ALL ON FUNCTION rag.finish_call_v1(task uuid, held bigint, call_key text, call_result jsonb, prompted bigint, completed bigint) FROM PUBLIC;
+GRANT ALL ON FUNCTION rag.finish_call_v1(task uuid, held bigint, call_key text, call_result jsonb, prompted bigint, completed bigint) TO bulkhead_app;
 
 REVOKE ALL ON FUNCTION rag.follow_vocabulary_v1(tenant uuid, changed_terms text[], changed_audiences bigint[], changes bigint[]) FROM PUBLIC;
 GRANT ALL ON FUNCTION rag.follow_vocabulary_v1(tenant uuid, changed_terms text[], changed_audiences bigint[], changes bigint[]) TO bulkhead_worker;
@@ -4933,15 +5952,22 @@ GRANT ALL ON FUNCTION rag.put_document_v2(document uuid, document_source text, d
 REVOKE ALL ON FUNCTION rag.recall_at_10_v1(context text, query_vector public.halfvec, vector_model smallint) FROM PUBLIC;
 GRANT ALL ON FUNCTION rag.recall_at_10_v1(context text, query_vector public.halfvec, vector_model smallint) TO bulkhead_app;
 
+REVOKE ALL ON FUNCTION rag.receive_message_v1(task uuid, message jsonb, message_key text, answers bigint, takes boolean) FROM PUBLIC;
+GRANT ALL ON FUNCTION rag.receive_message_v1(task uuid, message jsonb, message_key text, answers bigint, takes boolean) TO bulkhead_app;
+
 REVOKE ALL ON FUNCTION rag.rewrite_blocks_v1(tenant uuid, terms text[], audiences bigint[], firsts bigint[], lasts bigint[], freshness boolean[], places tid[]) FROM PUBLIC;
 GRANT ALL ON FUNCTION rag.rewrite_blocks_v1(tenant uuid, terms text[], audiences bigint[], firsts bigint[], lasts bigint[], freshness boolean[], places tid[]) TO bulkhead_worker;
 
 GRANT SELECT ON TABLE rag.tenant TO bulkhead_app;
 GRANT SELECT,INSERT,UPDATE ON TABLE rag.tenant TO bulkhead_maintenance;
 
+GRANT SELECT(tenant_id) ON TABLE rag.tenant TO bulkhead_queue;
+
 GRANT UPDATE(model_id) ON TABLE rag.tenant TO bulkhead_worker;
 
 GRANT UPDATE(next_model_id) ON TABLE rag.tenant TO bulkhead_worker;
+
+GRANT SELECT(task_retention_s) ON TABLE rag.tenant TO bulkhead_queue;
 
 REVOKE ALL ON FUNCTION rag.search_state_v1(settings rag.tenant, audiences bigint[]) FROM PUBLIC;
 GRANT ALL ON FUNCTION rag.search_state_v1(settings rag.tenant, audiences bigint[]) TO bulkhead_app;
@@ -5001,10 +6027,48 @@ GRANT SELECT(model_id) ON TABLE rag.embedding TO bulkhead_maintenance;
 GRANT SELECT ON TABLE rag.embedding_model TO bulkhead_app;
 GRANT SELECT ON TABLE rag.embedding_model TO bulkhead_maintenance;
 
+GRANT SELECT ON TABLE rag.external_server TO bulkhead_worker;
+GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE rag.external_server TO bulkhead_maintenance;
+
 GRANT USAGE ON SEQUENCE rag.ordinal_seq TO bulkhead_app;
 
 GRANT SELECT,INSERT ON TABLE rag.posting TO bulkhead_app;
 GRANT DELETE ON TABLE rag.posting TO bulkhead_worker;
+
+GRANT INSERT,DELETE ON TABLE rag.push_config TO bulkhead_app;
+GRANT SELECT ON TABLE rag.push_config TO bulkhead_worker;
+
+GRANT SELECT(tenant_id) ON TABLE rag.push_config TO bulkhead_app;
+
+GRANT SELECT(push_id) ON TABLE rag.push_config TO bulkhead_app;
+
+GRANT SELECT(task_id) ON TABLE rag.push_config TO bulkhead_app;
+
+GRANT SELECT(config_id) ON TABLE rag.push_config TO bulkhead_app;
+
+GRANT SELECT(url) ON TABLE rag.push_config TO bulkhead_app;
+
+GRANT SELECT(scheme) ON TABLE rag.push_config TO bulkhead_app;
+
+GRANT UPDATE(secrets) ON TABLE rag.push_config TO bulkhead_worker;
+
+GRANT SELECT(subject) ON TABLE rag.push_config TO bulkhead_app;
+
+GRANT SELECT,INSERT,DELETE ON TABLE rag.schedule TO bulkhead_app;
+
+GRANT UPDATE(state) ON TABLE rag.schedule TO bulkhead_app;
+
+GRANT UPDATE(reason) ON TABLE rag.schedule TO bulkhead_app;
+
+GRANT UPDATE(next_at) ON TABLE rag.schedule TO bulkhead_app;
+
+GRANT UPDATE(last_at) ON TABLE rag.schedule TO bulkhead_app;
+
+GRANT UPDATE(last_task_id) ON TABLE rag.schedule TO bulkhead_app;
+
+GRANT UPDATE(fired) ON TABLE rag.schedule TO bulkhead_app;
+
+GRANT UPDATE(skipped) ON TABLE rag.schedule TO bulkhead_app;
 
 GRANT SELECT ON TABLE rag.spelling TO bulkhead_app;
 GRANT INSERT,DELETE,UPDATE ON TABLE rag.spelling TO bulkhead_worker;
@@ -5012,6 +6076,7 @@ GRANT INSERT,DELETE,UPDATE ON TABLE rag.spelling TO bulkhead_worker;
 GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE rag.sweep TO bulkhead_worker;
 
 GRANT SELECT,INSERT ON TABLE rag.task TO bulkhead_app;
+GRANT DELETE ON TABLE rag.task TO bulkhead_worker;
 
 GRANT SELECT(tenant_id) ON TABLE rag.task TO bulkhead_queue;
 
@@ -5021,9 +6086,32 @@ GRANT UPDATE(state) ON TABLE rag.task TO bulkhead_app;
 
 GRANT UPDATE(version) ON TABLE rag.task TO bulkhead_app;
 
+GRANT SELECT(subject) ON TABLE rag.task TO bulkhead_queue;
+
 GRANT UPDATE(updated_at) ON TABLE rag.task TO bulkhead_app;
 
+GRANT UPDATE(asked) ON TABLE rag.task TO bulkhead_app;
+
+GRANT UPDATE(answer_by) ON TABLE rag.task TO bulkhead_app;
+
+GRANT UPDATE(inbox) ON TABLE rag.task TO bulkhead_app;
+
+GRANT UPDATE(compacted_to) ON TABLE rag.task TO bulkhead_worker;
+
+GRANT SELECT,INSERT ON TABLE rag.task_call TO bulkhead_app;
+
+GRANT UPDATE(attempts) ON TABLE rag.task_call TO bulkhead_app;
+
+GRANT UPDATE(result) ON TABLE rag.task_call TO bulkhead_app;
+
+GRANT UPDATE(prompt_tokens) ON TABLE rag.task_call TO bulkhead_app;
+
+GRANT UPDATE(completion_tokens) ON TABLE rag.task_call TO bulkhead_app;
+
+GRANT UPDATE(finished_at) ON TABLE rag.task_call TO bulkhead_app;
+
 GRANT SELECT,INSERT ON TABLE rag.task_event TO bulkhead_app;
+GRANT DELETE ON TABLE rag.task_event TO bulkhead_worker;
 
 GRANT SELECT ON TABLE rag.term TO bulkhead_app;
 GRANT INSERT,DELETE,UPDATE ON TABLE rag.term TO bulkhead_worker;

@@ -1,4 +1,8 @@
-"""`python -m workflows`: one worker process. Runs tasks, embeds documents and compacts indexes until SIGTERM."""
+"""`python -m workflows`: one worker process, until SIGTERM.
+
+It runs tasks and starts those that are scheduled, tells webhooks of them, takes away what is left of old ones, embeds
+documents and compacts indexes.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +12,9 @@ import os
 import secrets
 import signal
 import socket
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 
 import anyio
 
@@ -19,12 +24,21 @@ from rag.corpus.embedding import EMBEDDING_CHANNEL, run_embedder
 from rag.db.listener import Wakeups, listener
 from rag.db.pool import open_database
 from rag.errors import Misconfigured
+from rag.external.client import ExternalClient
+from rag.external.store import PURPOSE, list_servers
+from rag.identity.principal import Principal
 from rag.identity.scopes import Audience
+from rag.identity.seal import load_seal_keys
+from rag.identity.secretbox import SecretBox
 from rag.llm.ports import Chat
+from rag.outbound import pinned_client
 from rag.runtime import Runtime, open_answerer, open_runtime, run_process, token_issuer
 from rag.settings import Settings
+from rag.tasks.retention import run_retention
 from workflows.checkpoints import open_checkpoints
 from workflows.runner import Runner
+from workflows.schedules import run_scheduler
+from workflows.webhooks import PUSH_CHANNEL, run_courier
 from workflows.worker import CANCEL_CHANNEL, RUN_CHANNEL, Worker
 
 __all__ = ["main", "worker_of"]
@@ -61,7 +75,7 @@ async def worker_of(settings: Settings) -> AsyncGenerator[Worker]:
         open_answerer(settings, runtime.embedders.default) as chat,
         listener(
             runtime.database.dsn,
-            [RUN_CHANNEL, CANCEL_CHANNEL, EMBEDDING_CHANNEL],
+            [RUN_CHANNEL, CANCEL_CHANNEL, EMBEDDING_CHANNEL, PUSH_CHANNEL],
             application=f"{APPLICATION}-listen",
         ) as wakeups,
         _worker(runtime, chat, wakeups) as worker,
@@ -69,6 +83,9 @@ async def worker_of(settings: Settings) -> AsyncGenerator[Worker]:
     ):
         tasks.start_soon(_embed, runtime, wakeups)
         tasks.start_soon(run_compactor, runtime.database)
+        tasks.start_soon(run_retention, runtime.database)
+        tasks.start_soon(_fire_schedules, runtime)
+        tasks.start_soon(run_courier, runtime, wakeups)
         try:
             yield worker
         finally:
@@ -79,14 +96,23 @@ async def worker_of(settings: Settings) -> AsyncGenerator[Worker]:
 async def _worker(runtime: Runtime, chat: Chat, wakeups: Wakeups) -> AsyncGenerator[Worker]:
     settings, dsn = runtime.settings, runtime.database.dsn
     async with (
-        open_checkpoints(dsn, pool_size=settings.worker_slots + 1, application=f"{APPLICATION}-checkpoints") as pool,
+        open_checkpoints(
+            dsn,
+            # a run holds a connection only while it stores what it has done
+            pool_size=min(settings.worker_slots, settings.pool_size) + 1,
+            application=f"{APPLICATION}-checkpoints",
+            # a run that stands still in a transaction holds its row, and its lease is no use to others
+            transaction_s=settings.lease_s,
+        ) as pool,
         open_database(dsn, sealer=None, pool_size=2, application=f"{APPLICATION}-leases") as leases_database,
     ):
         runner = Runner(
             database=runtime.database,
             checkpoints=pool,
             issuer=token_issuer(settings, clock=runtime.clock),
+            input_timeout_s=settings.input_timeout_s,
             open_tools=lambda token: mcp_client(settings.mcp_url, token, ca=settings.ca_certificate),
+            open_external=_external(runtime),
             chat=chat,
             salt_key=hmac.digest(runtime.cursor_key, b"bulkhead cache salt v1", "sha256"),
             clock=runtime.clock,
@@ -101,10 +127,27 @@ async def _worker(runtime: Runtime, chat: Chat, wakeups: Wakeups) -> AsyncGenera
         )
 
 
+def _external(runtime: Runtime) -> Callable[[Principal], Awaitable[Sequence[ExternalClient]]]:
+    settings = runtime.settings
+    assert settings.seal_keys_file is not None  # open_runtime has read it
+    box = SecretBox.derive(load_seal_keys(settings.seal_keys_file), purpose=PURPOSE)
+    open_http = partial(pinned_client, allow_loopback=settings.allows_loopback, ca=settings.ca_certificate)
+
+    async def clients(principal: Principal) -> Sequence[ExternalClient]:
+        listed = await list_servers(runtime.database, principal, box)
+        return [ExternalClient(server=server, open_http=open_http) for server in listed]
+
+    return clients
+
+
 async def _drain_on_signal(signals: AsyncIterator[signal.Signals], worker: Worker) -> None:
     async for _ in signals:
         worker.drain()
         return
+
+
+async def _fire_schedules(runtime: Runtime) -> None:
+    await run_scheduler(runtime.database, clock=runtime.clock)
 
 
 async def _embed(runtime: Runtime, wakeups: Wakeups) -> None:

@@ -21,6 +21,7 @@ from psycopg import AsyncConnection, AsyncCursor
 from psycopg.rows import DictRow, dict_row
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
+from rag.db.pool import CLIENT_CHECK_MS, IDLE_IN_TRANSACTION_S
 from rag.errors import BulkheadError, FenceLost, Revoked, SealRefused, Unavailable
 
 __all__ = ["CheckpointPool", "RunContext", "TenantPostgresSaver", "open_checkpoints"]
@@ -69,8 +70,13 @@ class TenantPostgresSaver(AsyncPostgresSaver):
 
 
 @asynccontextmanager
-async def open_checkpoints(dsn: str, *, pool_size: int, application: str) -> AsyncGenerator[CheckpointPool]:
+async def open_checkpoints(
+    dsn: str, *, pool_size: int, application: str, transaction_s: float = IDLE_IN_TRANSACTION_S
+) -> AsyncGenerator[CheckpointPool]:
     """Open the saver's own pool of up to `pool_size` connections as the app role; closed when the block ends.
+
+    A transaction that takes longer than `transaction_s` is ended by the server, and what it had locked is free. (How
+    long it stands idle is no measure here: a pipeline is never idle to the server before its end.)
 
     Raises:
         Unavailable: The server does not accept connections.
@@ -85,7 +91,11 @@ async def open_checkpoints(dsn: str, *, pool_size: int, application: str) -> Asy
             await pool.drain()
             raise
 
-    options = f"-c search_path=checkpoint -c statement_timeout={STATEMENT_TIMEOUT_MS} -c timezone=UTC"
+    options = (
+        f"-c search_path=checkpoint -c statement_timeout={STATEMENT_TIMEOUT_MS} -c timezone=UTC "
+        f"-c client_connection_check_interval={CLIENT_CHECK_MS} "
+        f"-c transaction_timeout={round(1000 * transaction_s)}"
+    )
     pool: CheckpointPool = AsyncConnectionPool(
         dsn,
         min_size=1,

@@ -10,10 +10,18 @@ from typing import Any
 
 from langgraph.graph import StateGraph
 
-from workflows import rag_graph
+from workflows import compare_graph, fixture_graph, hybrid_graph, ingest_graph, rag_graph, react_graph, research_graph
 from workflows.nodes import WorkflowContext
 
 __all__ = ["GRAPHS"]
 
-GRAPHS: Mapping[str, Callable[[], StateGraph[Any, WorkflowContext, Any, Any]]] = {"rag": rag_graph.build}
+GRAPHS: Mapping[str, Callable[[], StateGraph[Any, WorkflowContext, Any, Any]]] = {
+    "rag": rag_graph.build,
+    "research": research_graph.build,
+    "ingest": ingest_graph.build,
+    "compare": compare_graph.build,
+    "fixture": fixture_graph.build,
+    "hybrid": hybrid_graph.build,
+    "react": react_graph.build,
+}
 """By the workflow's name. A graph's state is plain JSON values: nothing else is restored from a checkpoint."""

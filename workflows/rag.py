@@ -5,27 +5,44 @@ Above: `registry`. Below: `workflow`.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
-from rag.errors import InvalidInput
+from pydantic import BaseModel, ConfigDict, Field
+
 from rag.identity.scopes import Scope
-from workflows.workflow import Workflow
+from rag.retrieval.filters import parse_filter
+from workflows.workflow import CostBound, Workflow, options_schema, parsed
 
 __all__ = ["RAG"]
 
-MAX_QUESTION_CHARS = 4_000
+
+class RagInput(BaseModel):
+    """What it is asked."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    question: Annotated[str, Field(min_length=1, max_length=4_000)]
+    unverified: Annotated[
+        Literal["drop", "mark"],
+        Field(description="A statement that no source bears out is left out (drop), or says so (mark)."),
+    ] = "drop"
+    limit: Annotated[int, Field(ge=1, le=50, description="How many passages the search returns at most.")] = 16
+    filter: Annotated[dict[str, Any] | None, Field(description="Only these documents; as hybrid_search takes it.")] = (
+        None
+    )
 
 
-def parse(text: str) -> dict[str, Any]:
+def parse(text: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the graph's input.
 
     Raises:
-        InvalidInput: The question is empty or too long.
+        InvalidInput: The question is empty or too long, or an option is none of RagInput's or of the wrong form.
     """
-    question = text.strip()
-    if not 0 < len(question) <= MAX_QUESTION_CHARS:
-        raise InvalidInput(f"a question is 1 to {MAX_QUESTION_CHARS} characters of text")
-    return {"question": question}
+    asked = parsed(RagInput, "question", text, options)
+    if asked.filter is not None:
+        parse_filter(asked.filter)
+    return asked.model_dump()
 
 
 RAG = Workflow(
@@ -40,5 +57,8 @@ RAG = Workflow(
     examples=("What counts as a manipulative device in the sale of securities?",),
     scopes=frozenset({Scope.CORPUS_READ}),
     time_limit_s=300.0,
+    bound=CostBound(calls=64, tokens=40_000),
+    options=options_schema(RagInput, "question"),
+    artifacts=("answer",),
     parse=parse,
 )

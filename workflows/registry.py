@@ -6,25 +6,35 @@ Above: `accept`, the worker and both faces. Below: one module per workflow, with
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rag.errors import InvalidInput
+from workflows.compare import COMPARE
+from workflows.fixture import FIXTURE
+from workflows.hybrid import HYBRID
+from workflows.ingest import INGEST
 from workflows.rag import RAG
+from workflows.react import REACT
+from workflows.research import RESEARCH
 from workflows.workflow import Workflow
 
-__all__ = ["WORKFLOWS", "find_workflow"]
+__all__ = ["EVERY", "WORKFLOWS", "find_workflow"]
 
-WORKFLOWS: tuple[Workflow, ...] = (RAG,)
+WORKFLOWS: tuple[Workflow, ...] = (RAG, RESEARCH, INGEST, COMPARE, HYBRID, REACT)
 """The first is what a message gets that names none."""
+EVERY: tuple[Workflow, ...] = (*WORKFLOWS, FIXTURE)
+"""With the compatibility kit's, which nobody can ask for unless BULKHEAD_TEST_FIXTURES is on."""
 
 
-def find_workflow(name: str | None) -> Workflow:
+def find_workflow(name: str | None, among: Sequence[Workflow] = WORKFLOWS) -> Workflow:
     """Return the workflow of that name, or the first one for None.
 
     Raises:
         InvalidInput: There is no such workflow; the message lists those that there are.
     """
     if name is None:
-        return WORKFLOWS[0]
-    for workflow in WORKFLOWS:
+        return among[0]
+    for workflow in among:
         if workflow.name == name:
             return workflow
-    raise InvalidInput(f"there is no such skill; known: {', '.join(workflow.name for workflow in WORKFLOWS)}")
+    raise InvalidInput(f"there is no such skill; known: {', '.join(workflow.name for workflow in among)}")

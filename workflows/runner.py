@@ -9,10 +9,10 @@ from __future__ import annotations
 import asyncio
 import hmac
 import logging
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import anyio
 from langchain_core.runnables import RunnableConfig
@@ -20,25 +20,30 @@ from opentelemetry import trace
 
 from rag.clock import Clock
 from rag.db.pool import Database
-from rag.errors import BulkheadError, FenceLost, RateLimited, Revoked, TaskNotCancelable, Unavailable
+from rag.errors import BulkheadError, CostReached, FenceLost, RateLimited, Revoked, TaskNotCancelable, Unavailable
+from rag.external.client import ExternalClient
 from rag.identity.principal import Principal
 from rag.identity.scopes import Audience
 from rag.identity.tokens import TokenIssuer
 from rag.llm.ports import Chat
 from rag.tasks import store
-from rag.tasks.values import TERMINAL, Claim, EventKind, Task, TaskState
+from rag.tasks.values import INTERRUPTED, TERMINAL, Claim, EventKind, Exchange, Task, TaskState, Usage
 from rag.telemetry import carried_from, log_fields
 from workflows.checkpoints import CheckpointPool, RunContext, TenantPostgresSaver
+from workflows.forms import Approval, Pending, read_form, read_reply
 from workflows.graphs import GRAPHS
-from workflows.journal import Journal
+from workflows.journal import Journal, Tally
 from workflows.nodes import Tools, WorkflowContext
-from workflows.registry import find_workflow
-from workflows.workflow import Workflow
+from workflows.registry import EVERY, find_workflow
+from workflows.workflow import CostBound, Workflow
 
 __all__ = ["MAX_ATTEMPTS", "Runner", "run"]
 
 _log = logging.getLogger(__name__)
 _tracer = trace.get_tracer("bulkhead.workflows")
+T = TypeVar("T")
+_BOUND = "run:bound:"
+"""Begins the key of the questions whether a task's bound may be raised."""
 CLEAN_UP_S = 5.0
 """A node that is told to stop has this long to close what it holds open."""
 MAX_ATTEMPTS = 5
@@ -54,8 +59,12 @@ class Runner:
     issuer: TokenIssuer
     open_tools: Callable[[str], AbstractAsyncContextManager[Tools]]
     """Takes a bearer token for the MCP server."""
+    open_external: Callable[[Principal], Awaitable[Sequence[ExternalClient]]]
+    """Returns clients of the external servers on the list of the principal's tenant, as it is now."""
     chat: Chat
     salt_key: bytes
+    input_timeout_s: float
+    """How long a task waits for an answer before it fails."""
     clock: Clock
 
 
@@ -93,8 +102,12 @@ async def _run_task(runner: Runner, claim: Claim, task: Task) -> None:
     if claim.attempt > MAX_ATTEMPTS:
         await _fail(runner, claim, f"gave up after {MAX_ATTEMPTS} attempts")
         return
+    if task.state in INTERRUPTED:
+        # a run that waits for an answer is offered once nobody waits any longer
+        await _fail(runner, claim, "nobody answered in the time that the task waits for it")
+        return
     try:
-        workflow = find_workflow(task.workflow)
+        workflow = find_workflow(task.workflow, EVERY)
         with anyio.fail_after(workflow.time_limit_s):
             await _execute(runner, claim, task, workflow)
     except (FenceLost, TaskNotCancelable):
@@ -117,29 +130,95 @@ async def _run_task(runner: Runner, claim: Claim, task: Task) -> None:
 
 async def _execute(runner: Runner, claim: Claim, task: Task, workflow: Workflow) -> None:
     principal = task.grant.principal(task.tenant_id, expires_at=runner.clock() + workflow.time_limit_s)
-    journal = Journal(database=runner.database, principal=principal, task_id=task.task_id, fence=claim.fence)
+    exchanges, usage = await _so_far(runner, principal, task)
+    raised = [_approved(one) for one in exchanges if one.key.startswith(_BOUND)]
+    if raised and not raised[-1]:
+        await _fail(runner, claim, "the task has used what it may, and its bound was not raised")
+        return
+    times = 1 + len(raised)
+    journal = Journal(
+        database=runner.database,
+        principal=principal,
+        task_id=task.task_id,
+        fence=claim.fence,
+        bound=CostBound(calls=workflow.bound.calls * times, tokens=workflow.bound.tokens * times),
+        tally=Tally(usage=usage),
+    )
+    context = WorkflowContext(
+        input=task.input,
+        journal=journal,
+        open_tools=lambda: _tools(runner, principal, workflow),
+        open_external=lambda: runner.open_external(principal),
+        chat=runner.chat,
+        cache_salt=hmac.digest(runner.salt_key, b"cache salt " + task.tenant_id.bytes, "sha256").hex(),
+        exchanges={one.key: one for one in exchanges},
+    )
     saver = TenantPostgresSaver(
         runner.checkpoints,
         RunContext(seal=lambda: runner.database.seal(principal), task_id=task.task_id, fence=claim.fence),
     )
+    try:
+        await _walk(runner, workflow, context, saver)
+    except CostReached:
+        await _ask_for_more(runner, journal, workflow, number=times)
+
+
+async def _walk(runner: Runner, workflow: Workflow, context: WorkflowContext, saver: TenantPostgresSaver) -> None:
+    """Take the graph from where its checkpoints stand to its end, or to a question."""
+    journal = context.journal
     graph = GRAPHS[workflow.name]().compile(checkpointer=saver)
-    config: RunnableConfig = {"configurable": {"thread_id": str(task.task_id)}}
-    context = WorkflowContext(
-        journal=journal,
-        tools=lambda: _tools(runner, principal, workflow),
-        chat=runner.chat,
-        cache_salt=hmac.digest(runner.salt_key, b"cache salt " + task.tenant_id.bytes, "sha256").hex(),
-    )
+    config: RunnableConfig = {"configurable": {"thread_id": str(journal.task_id)}}
     snapshot = await graph.aget_state(config)
-    finished = bool(snapshot.values) and not snapshot.next
-    if not finished:
-        # a checkpoint with something left to do is gone on with; none at all is a first start
-        start: Any = None if snapshot.next else dict(task.input)
-        await _cancelled_once(graph.ainvoke(start, config, context=context, durability="sync"))
-    await journal.end(TaskState.COMPLETED, None)
+    state: dict[str, Any] = dict(snapshot.values)
+    # A checkpoint with steps that come after it is gone on with; none at all is a first start.
+    # NOTE: `tasks`, not `next`, which leaves out a step whose result is stored already: a worker that dies between that
+    # and the next checkpoint would leave a task that looks finished.
+    start: Any = None if snapshot.tasks else dict(context.input)
+    finished = bool(snapshot.values) and not snapshot.tasks
+    while True:
+        if not finished:
+            state = await _cancelled_once(graph.ainvoke(start, config, context=context, durability="sync"))
+        for one in state.get("__interrupt__", ()):
+            asked: dict[str, Any] = one.value
+            await journal.ask(
+                asked["ask"], asked["form"], asked["text"], auth=asked["auth"], wait_s=runner.input_timeout_s
+            )
+            return
+        read = int(state.get("read", 0))
+        if await journal.complete(read=read):
+            return
+        # somebody said something more just before the end: the graph hears it, from its start
+        unread = await journal.inbox(read)
+        start, finished = {"woken": unread[-1].seq}, False
 
 
-async def _cancelled_once(work: Coroutine[Any, Any, Any]) -> None:
+async def _so_far(runner: Runner, principal: Principal, task: Task) -> tuple[list[Exchange], Usage]:
+    """Return what was asked and answered, and what was used, by the attempts before this one."""
+    if task.version == 1:
+        return [], Usage()
+    async with runner.database.tenant(principal) as session:
+        exchanges, _ = await store.conversation(session, task.task_id)
+        return exchanges, await store.usage_of(session, task.task_id)
+
+
+def _approved(exchange: Exchange) -> bool:
+    return exchange.answer is not None and read_reply(read_form(exchange.form), exchange.answer.message).approved
+
+
+async def _ask_for_more(runner: Runner, journal: Journal, workflow: Workflow, *, number: int) -> None:
+    usage, bound = journal.tally.usage, workflow.bound
+    form = Approval(
+        id=f"{_BOUND}{number}",
+        hint=(
+            f"This task has made {usage.calls} calls and used {usage.prompt_tokens + usage.completion_tokens} tokens, "
+            f"as much as it may. May it go on, for up to {bound.calls} calls and {bound.tokens} tokens more?"
+        ),
+        tools=(Pending(id="raise", name="raise_bound", args={"calls": bound.calls, "tokens": bound.tokens}),),
+    )
+    await journal.ask(form.id, form.to_wire(), form.text, auth=False, wait_s=runner.input_timeout_s)
+
+
+async def _cancelled_once(work: Coroutine[Any, Any, T]) -> T:
     """Await `work` so that a cancel scope cancels it once, and wait for it to clean up.
 
     NOTE: LangGraph starts asyncio tasks of its own. A cancelled anyio scope cancels whoever waits for them at every
@@ -147,7 +226,7 @@ async def _cancelled_once(work: Coroutine[Any, Any, Any]) -> None:
     """
     task = asyncio.create_task(work)  # noqa: TID251  # owned here: this function does not return before its end
     try:
-        await asyncio.shield(task)
+        return await asyncio.shield(task)
     except asyncio.CancelledError:
         task.cancel()
         with anyio.CancelScope(shield=True):
@@ -160,7 +239,8 @@ async def _cancelled_once(work: Coroutine[Any, Any, Any]) -> None:
 @asynccontextmanager
 async def _tools(runner: Runner, principal: Principal, workflow: Workflow) -> AsyncGenerator[Tools]:
     """Open the MCP server's tools with a fresh token for its audience, narrowed to what the workflow may do."""
-    token = runner.issuer.exchange(principal, actor=Audience.A2A.value, audience=Audience.MCP, scopes=workflow.scopes)
+    scopes = workflow.scopes | workflow.optional_scopes
+    token = runner.issuer.exchange(principal, actor=Audience.A2A.value, audience=Audience.MCP, scopes=scopes)
     async with runner.open_tools(token) as tools:
         yield tools
 

@@ -6,6 +6,7 @@ two replicas say the same about one task, to the byte.
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -24,6 +25,7 @@ from google.protobuf.json_format import ParseDict
 from google.protobuf.struct_pb2 import Value
 
 from rag.tasks import fold, values
+from workflows.forms import HITL_EXTENSION
 
 __all__ = ["RESUME_EXTENSION", "event_message", "task_message"]
 
@@ -78,7 +80,7 @@ def event_message(task: values.Task, event: values.TaskEvent) -> StreamEvent:
             return _accepted(task, event)
         case values.EventKind.STATUS:
             update = TaskStatusUpdateEvent(**ids, status=_status(task, event))
-            update.metadata.update({**event.payload["metadata"], **metadata})
+            update.metadata.update({**event.payload["metadata"], **_answered(event), **metadata})
             return update
         case values.EventKind.ARTIFACT:
             payload = event.payload
@@ -96,7 +98,10 @@ def _accepted(task: values.Task, event: values.TaskEvent) -> Task:
     status = TaskStatus(state=_STATES[values.TaskState.SUBMITTED])
     status.timestamp.FromDatetime(event.created_at)
     message = Task(
-        id=str(task.task_id), context_id=task.context_id, status=status, history=[_user_message(task, event.payload)]
+        id=str(task.task_id),
+        context_id=task.context_id,
+        status=status,
+        history=[_user_message(task, event.payload["message"])],
     )
     message.metadata.update({RESUME_EXTENSION: {"seq": event.seq}, "skillId": task.workflow})
     return message
@@ -112,32 +117,43 @@ def _status(task: values.Task, event: values.TaskEvent | None) -> TaskStatus:
     return status
 
 
+def _answered(event: values.TaskEvent) -> dict[str, Any]:
+    """Say of a status that a message of the caller brought about, which message it was."""
+    received = event.payload.get("received")
+    return {} if received is None else {"receivedMessageId": received["message_id"]}
+
+
 def _history(task: values.Task, log: Iterable[values.TaskEvent]) -> list[Message]:
-    """Return the conversation: the caller's message, then each status message that a later status replaced."""
+    """Return the conversation: the caller's messages, and each status message that a later status replaced."""
     history: list[Message] = []
     current: Message | None = None
     for event in log:
         if event.kind is values.EventKind.TASK:
-            history.append(_user_message(task, event.payload))
+            history.append(_user_message(task, event.payload["message"]))
         elif event.kind is values.EventKind.STATUS:
             if current is not None:
                 history.append(current)
             current = _agent_message(task, event) if event.payload["message"] is not None else None
+            if "received" in event.payload:
+                history.append(_user_message(task, event.payload["received"]))
     return history
 
 
 def _agent_message(task: values.Task, event: values.TaskEvent) -> Message:
-    return Message(
+    message = Message(
         message_id=f"{task.task_id}-{event.seq}",
         task_id=str(task.task_id),
         context_id=task.context_id,
         role=Role.ROLE_AGENT,
         parts=[Part(text=event.payload["message"])],
     )
+    if "form" in event.payload:
+        message.extensions.append(HITL_EXTENSION)
+        message.metadata.update({HITL_EXTENSION: event.payload["form"]})
+    return message
 
 
-def _user_message(task: values.Task, payload: Mapping[str, Any]) -> Message:
-    stored = payload["message"]
+def _user_message(task: values.Task, stored: Mapping[str, Any]) -> Message:
     message = Message(
         message_id=stored["message_id"],
         task_id=str(task.task_id),
@@ -151,9 +167,15 @@ def _user_message(task: values.Task, payload: Mapping[str, Any]) -> Message:
 
 
 def _parts(parts: Iterable[Mapping[str, Any]]) -> list[Part]:
-    return [
-        Part(text=part["text"], media_type="text/plain")
-        if "text" in part
-        else Part(data=ParseDict(part["data"], Value()), media_type="application/json")
-        for part in parts
-    ]
+    return [_part(part) for part in parts]
+
+
+def _part(part: Mapping[str, Any]) -> Part:
+    if "data" in part:
+        return Part(data=ParseDict(part["data"], Value()), media_type="application/json")
+    named = {"media_type": part.get("media_type", "text/plain"), "filename": part.get("filename", "")}
+    if "raw" in part:
+        return Part(raw=base64.b64decode(part["raw"]), **named)
+    if "url" in part:
+        return Part(url=part["url"], **named)
+    return Part(text=part["text"], **named)

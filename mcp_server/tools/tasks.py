@@ -19,7 +19,7 @@ from mcp_server.call import Call
 from mcp_server.resources.artifacts import ARTIFACT
 from mcp_server.tools.tool import Output
 from rag.tasks import store
-from rag.tasks.feed import follow
+from rag.tasks.feed import Feeds
 from rag.tasks.fold import fold_artifacts
 from rag.tasks.results import cited_documents
 from rag.tasks.values import TERMINAL, Artifact, EventKind, TaskSummary
@@ -122,7 +122,8 @@ async def watch(call: Call, task_id: UUID, *, after: int, wait_s: float, first_n
     if any(2 * one.running > one.concurrency for one in (standing.tenant, standing.user)):
         return
     with anyio.move_on_after(wait_s):
-        events = follow(runtime.database, runtime.wakeups, call.principal, task_id, after=after, until=runtime.stopping)
+        feeds = Feeds(database=runtime.database, wakeups=runtime.wakeups)
+        events = feeds.follow(call.principal, task_id, after=after, until=runtime.stopping)
         async with aclosing(events):
             async for event in events:
                 if event.kind is not EventKind.STATUS:

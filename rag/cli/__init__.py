@@ -17,6 +17,8 @@ from rag.cli.embeddings import embeddings
 from rag.cli.evaluate import evaluate
 from rag.cli.ingest import ingest
 from rag.cli.maintain import maintenance
+from rag.cli.push import push
+from rag.cli.schedule import schedule
 from rag.cli.search import search
 from rag.cli.secrets import secrets
 from rag.cli.tenants import tenant, token
@@ -52,6 +54,8 @@ for _command in (
     embeddings,
     evaluate,
     maintenance,
+    push,
+    schedule,
     secrets,
 ):
     cli.add_command(_command)

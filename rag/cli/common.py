@@ -9,6 +9,8 @@ import dataclasses
 import getpass
 import json
 import math
+import re
+import shlex
 import signal
 import sys
 from collections.abc import AsyncGenerator, Callable, Generator
@@ -42,7 +44,9 @@ __all__ = [
     "json_option",
     "login_name",
     "operator",
+    "options_of",
     "print_json",
+    "printable",
     "reporting_errors",
     "results",
     "settings_of",
@@ -56,6 +60,8 @@ ERRORS = Console(stderr=True, highlight=False)
 PIPE_WIDTH = 160
 """Columns of a table that no terminal shows: wide enough for a row to stay a line."""
 CLI_TOKEN_LIFETIME_S = 3600.0
+_COMMANDING = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+"""Controls of terminals, and those that turn the direction of text around."""
 
 
 class _Weight(click.FloatRange):
@@ -150,6 +156,29 @@ def print_json(value: object) -> None:
     click.echo(as_json(value))
 
 
+def printable(text: object) -> str:
+    """Return text of documents, models or agents so that a terminal shows it and obeys nothing in it."""
+    return _COMMANDING.sub("\ufffd", str(text))
+
+
+def options_of(pairs: tuple[str, ...]) -> dict[str, Any]:
+    """Return a workflow's options given as NAME=VALUE: what JSON says, or the words themselves where it is none.
+
+    Raises:
+        click.UsageError: One is not of that form.
+    """
+    found: dict[str, Any] = {}
+    for pair in pairs:
+        name, sign, value = pair.partition("=")
+        if not name or not sign:
+            raise click.UsageError(f"--option takes NAME=VALUE, not {pair!r}")
+        try:
+            found[name] = json.loads(value)
+        except ValueError:
+            found[name] = value
+    return found
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Caller:
     """Whom a verb acts for."""
@@ -157,6 +186,11 @@ class Caller:
     tenant: str | None
     user: str | None
     groups: tuple[str, ...]
+
+    def arguments(self) -> str:
+        """Return the options that name the same caller again, with a space before each."""
+        named = [("--tenant", self.tenant), ("--user", self.user), *(("--as-group", group) for group in self.groups)]
+        return "".join(f" {option} {shlex.quote(value)}" for option, value in named if value is not None)
 
 
 def caller_options(command: Callable[P, R]) -> Callable[P, R]:

@@ -11,7 +11,17 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
 
-from rag.cli.common import WEIGHT, Caller, caller_options, caller_token, json_option, print_json, results, settings_of
+from rag.cli.common import (
+    WEIGHT,
+    Caller,
+    caller_options,
+    caller_token,
+    json_option,
+    print_json,
+    printable,
+    results,
+    settings_of,
+)
 from rag.clients.mcp import mcp_client
 from rag.errors import InvalidInput
 from rag.identity.scopes import Audience, Scope
@@ -38,12 +48,14 @@ def show(result: dict[str, Any], console: Console, *, explain: bool = False) -> 
     for place, hit in enumerate(result["hits"], 1):
         why = hit["explain"]
         ranks = f"words {_rank(why['bm25_rank'])}, meaning {_rank(why['vector_rank'])}"
-        console.print(Text.assemble((f"{place}. ", "dim"), (hit["title"], "bold"), (f"  {hit['score']:.3f}", "cyan")))
-        about = f"{hit['source']} [{hit['start']}:{hit['end']}]  {ranks}"
+        console.print(
+            Text.assemble((f"{place}. ", "dim"), (printable(hit["title"]), "bold"), (f"  {hit['score']:.3f}", "cyan"))
+        )
+        about = f"{printable(hit['source'])} [{hit['start']}:{hit['end']}]  {ranks}"
         console.print(Padding(Text(about, style="dim"), (0, 0, 0, 3)))
         if explain:
             console.print(Padding(Text(_reason(hit), style="dim"), (0, 0, 0, 3)))
-        text = " ".join(hit["text"].split())
+        text = " ".join(printable(hit["text"]).split())
         short = text if len(text) <= MAX_SHOWN_CHARS else text[: MAX_SHOWN_CHARS - 1] + "…"
         console.print(Padding(Text(short), (0, 0, 1, 3)))
 

@@ -19,6 +19,7 @@ import orjson
 from rag.db.migrate import LOGIN_ROLES
 from rag.errors import Misconfigured
 from rag.identity.keys import ensure_keys, load_signing_key, rotate, write_private
+from rag.identity.outward import ensure_outward_keys, load_outward_key, rotate_outward
 from rag.identity.seal import ensure_seal_keys, load_seal_keys
 from rag.identity.tls import DEVELOPMENT_HOSTS, ensure_development_tls
 
@@ -39,6 +40,7 @@ NAMES = frozenset(URL_FILES.values()) | {
     ENV_NAME,
     "admin-database-url",
     "llm-api-key",
+    "outward",
     "postgres-admin-password",
     "redis-password",
     "redis-url",
@@ -97,6 +99,7 @@ def init(directory: Path, host: str, database: str, tls_hosts: tuple[str, ...]) 
     _keep(directory / "redis-url", lambda: f"redis://:{quote(redis_password, safe='')}@redis:6379/0")
     _keep(directory / "llm-api-key", lambda: token_urlsafe(32))
     ensure_keys(directory / "signing")
+    ensure_outward_keys(directory / "outward")
     ensure_development_tls(directory / "tls", (*DEVELOPMENT_HOSTS, *SERVICE_HOSTS, *tls_hosts))
     _finish(directory)
     made = sorted(str(path.relative_to(directory)) for path in _files(directory) - before)
@@ -106,7 +109,7 @@ def init(directory: Path, host: str, database: str, tls_hosts: tuple[str, ...]) 
 
 @secrets.command("rotate")
 @directory_argument
-@click.argument("kind", type=click.Choice(["signing", "seal"]))
+@click.argument("kind", type=click.Choice(["signing", "seal", "outward"]))
 def rotate_(directory: Path, kind: str) -> None:
     """Add a new key to DIR and make it the active one.
 
@@ -114,7 +117,13 @@ def rotate_(directory: Path, kind: str) -> None:
     """
     if not (directory / ENV_NAME).is_file():
         raise Misconfigured(f"{directory} was not made by `bulkhead secrets init`; name a folder that was")
-    kid = rotate(directory / "signing") if kind == "signing" else _rotate_seal(directory / "seal-keys.json")
+    match kind:
+        case "signing":
+            kid = rotate(directory / "signing")
+        case "outward":
+            kid = rotate_outward(directory / "outward")
+        case _:
+            kid = _rotate_seal(directory / "seal-keys.json")
     _finish(directory)
     click.echo(f"active {kind} key: {kid}")
 
@@ -149,11 +158,15 @@ def _rotate_seal(path: Path) -> str:
 def _finish(directory: Path) -> None:
     """Write compose.env, and let the containers' user, and nobody else, read the files."""
     uid, gid = (IMAGE_UID, IMAGE_UID) if os.geteuid() == 0 else (os.geteuid(), os.getegid())
+    ensure_outward_keys(directory / "outward")  # a folder of the version before has none
+    outward = load_outward_key(directory / "outward")
+    assert outward is not None
     lines = {
         "SECRETS_DIR": str(directory.resolve()),
         "SECRETS_UID": str(uid),
         "SECRETS_GID": str(gid),
         "SIGNING_KID": load_signing_key(directory / "signing").kid,
+        "OUTWARD_KID": outward.kid,
     }
     text = "# Written by `bulkhead secrets`: where the secrets lie and who may read them. Holds no secret itself.\n"
     write_private(directory / ENV_NAME, (text + "".join(f"{k}={v}\n" for k, v in lines.items())).encode())

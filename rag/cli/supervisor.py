@@ -64,8 +64,9 @@ async def running(settings: Settings, environ: Mapping[str, str]) -> AsyncGenera
         for name, host, port in (
             ("MCP", settings.mcp_host, settings.mcp_port),
             ("A2A", settings.a2a_host, settings.a2a_port),
+            ("A2A_GRPC", settings.a2a_grpc_host, settings.a2a_grpc_port),
         ):
-            if not port_is_free(host, port):
+            if port and not port_is_free(host, port):
                 raise Misconfigured(f"port {port} is taken; set BULKHEAD_{name}_PORT to another")
         # each gets its own login and no other's: servers, the worker, maintenance; none the owner's or administrator's
         narrowed = dataclasses.replace(

@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from rag.cli.common import WEIGHT, json_option, login_name, operator, print_json, results, settings_of
+from rag.cli.servers import servers
 from rag.db.maintenance import MaintenanceSession, open_maintenance
 from rag.errors import InvalidInput, Misconfigured
 from rag.identity.scopes import Audience, Scope
@@ -20,6 +21,7 @@ from rag.installation import installation
 from rag.limits.tiers import list_tiers, set_tier
 from rag.limits.values import TierLimits
 from rag.runtime import token_issuer
+from rag.schedules.timing import duration_s
 from rag.settings import Settings
 from rag.tenants.operator import Tenant, Tier
 
@@ -37,6 +39,9 @@ COUNT = click.IntRange(1, 10_000_000)
 @click.group()
 def tenant() -> None:
     """Create, list and set up tenants."""
+
+
+tenant.add_command(servers)
 
 
 @tenant.command("create")
@@ -124,6 +129,11 @@ def tier_(context: click.Context, name: str, as_json: bool, **numbers: int | Non
     type=click.Choice(["on", "off"]),
     help="Whether its audit trail keeps what was searched for, and not only a digest of it.",
 )
+@click.option(
+    "--task-retention",
+    metavar="DURATION",
+    help="How long tasks are kept after their end, such as 12h or 7d, or forever. Default: 30d.",
+)
 @click.pass_context
 def set_(
     context: click.Context,
@@ -134,14 +144,19 @@ def set_(
     default_weights: bool,
     caching: bool | None,
     audit_query_text: str | None,
+    task_retention: str | None,
 ) -> None:
     """Change what TENANT has booked, how it is searched, and what is kept of its searches."""
     if (bm25_weight is None) != (vector_weight is None) or (default_weights and bm25_weight is not None):
         raise InvalidInput("give both --bm25-weight and --vector-weight, or --default-weights")
     weights = None if bm25_weight is None or vector_weight is None else (bm25_weight, vector_weight)
-    if weights is None and not default_weights and caching is None and tier is None and audit_query_text is None:
+    asked = (weights, caching, tier, audit_query_text, task_retention)
+    if not default_weights and all(one is None for one in asked):
         raise InvalidInput("say what to set; `bulkhead tenant set --help` lists what there is")
+    kept = None if task_retention is None or task_retention == "forever" else duration_s(task_retention)
     with installation(settings_of(context)) as settings:
+        if task_retention is not None:
+            anyio.run(_keep_tasks, settings, reference, kept)
         if tier is not None:
             anyio.run(_book, settings, reference, Tier(tier))
         if audit_query_text is not None:
@@ -234,6 +249,11 @@ async def _keep_queries(settings: Settings, reference: str, kept: bool) -> None:
         await verbs.set_audit_query_text((await verbs.find_tenant(reference)).tenant_id, kept=kept)
 
 
+async def _keep_tasks(settings: Settings, reference: str, seconds: float | None) -> None:
+    async with operator(settings) as verbs:
+        await verbs.set_task_retention((await verbs.find_tenant(reference)).tenant_id, seconds)
+
+
 async def _book(settings: Settings, reference: str, tier: Tier) -> None:
     async with operator(settings) as verbs:
         await verbs.set_tier((await verbs.find_tenant(reference)).tenant_id, tier)
@@ -288,5 +308,6 @@ def _as_dict(one: Tenant) -> dict[str, object]:
         "weights": one.weights,
         "cache_results": one.cache_results,
         "audit_query_text": one.audit_query_text,
+        "task_retention_s": one.task_retention_s,
         "created_at": one.created_at.isoformat(),
     }

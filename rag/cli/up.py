@@ -21,18 +21,29 @@ from rag.settings import Settings
 
 __all__ = ["migrate", "up"]
 
+_KIT_LIMIT = 10_000_000
+"""Requests a minute: none, for the compatibility kit."""
+
 
 @click.command()
 @click.option(
     "--tls", is_flag=True, help="Serve TLS with a certificate of the development CA in the certificates folder."
 )
+@click.option(
+    "--test-fixtures", is_flag=True, help="For the A2A compatibility kit, never for anything else: see docs/a2a.md."
+)
 @click.pass_context
-def up(context: click.Context, tls: bool) -> None:
+def up(context: click.Context, tls: bool, test_fixtures: bool) -> None:
     """Start everything, and leave it running.
 
     Prints one JSON line of addresses when all is ready; stops on Ctrl-C or SIGTERM.
     """
-    settings = settings_of(context)
+    settings = _with_grpc(settings_of(context))
+    if test_fixtures:
+        # the kit asks fast, and has its webhooks on its own machine
+        settings = dataclasses.replace(
+            settings, test_fixtures="on", outbound_loopback="on", request_limit_per_minute=_KIT_LIMIT
+        )
     if tls:
         files = ensure_development_tls(settings.certs_dir, (*DEVELOPMENT_HOSTS, settings.mcp_host, settings.a2a_host))
         settings = dataclasses.replace(
@@ -45,6 +56,14 @@ def up(context: click.Context, tls: bool) -> None:
         with installation(settings) as ready:
             anyio.run(_serve, ready)
     ERRORS.print("stopped")
+
+
+def _with_grpc(settings: Settings) -> Settings:
+    if settings.a2a_grpc_port is not None:
+        return settings
+    with_grpc = dataclasses.replace(settings, a2a_grpc_port=settings.a2a_port + 1)
+    with_grpc.check()
+    return with_grpc
 
 
 @click.command()
@@ -99,6 +118,7 @@ async def _run(settings: Settings) -> None:
                 {
                     "mcp": settings.mcp_url,
                     "a2a": settings.a2a_url,
+                    "grpc": settings.a2a_grpc_url,
                     "agent_card": f"{settings.a2a_url}/.well-known/agent-card.json",
                     "data_dir": str(settings.data_dir.resolve()),
                     "logs": str((settings.data_dir / "logs").resolve()),

@@ -1,7 +1,7 @@
 """A client of the A2A face for our own command line: one question in, plain values out, through dropped connections.
 
 Above: the CLI. Below: the a2a-sdk client over one pool of connections. A stream that breaks off before the task has
-ended is taken up again with the id of the last event, so that nothing is missed and nothing comes twice.
+ended or asks something is taken up again with the id of the last event: nothing is missed and nothing comes twice.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from a2a.utils.errors import (
     TaskNotFoundError,
     UnsupportedOperationError,
 )
-from google.protobuf.json_format import MessageToDict
+from google.protobuf.json_format import MessageToDict, ParseDict
+from google.protobuf.struct_pb2 import Value
 
 from rag.errors import (
     BulkheadError,
@@ -39,10 +40,24 @@ from rag.errors import (
 )
 from rag.telemetry import carrier
 
-__all__ = ["A2aClient", "Accepted", "Ended", "Event", "Progress", "Result", "Text", "a2a_client"]
+__all__ = [
+    "HITL_EXTENSION",
+    "A2aClient",
+    "Accepted",
+    "Ended",
+    "Event",
+    "Needs",
+    "Progress",
+    "Result",
+    "Text",
+    "a2a_client",
+]
 
 RESUME_EXTENSION = "urn:bulkhead:a2a:resume:v1"
 """Part of the wire, like a method's name: a2a_server/protocol/outgoing.py is above this package."""
+HITL_EXTENSION = "https://kagent.dev/extensions/hitl/v1"
+"""Under it a status that asks has its form, and the message that answers has the response (workflows/forms.py)."""
+IDEMPOTENCY_HEADER = "Idempotency-Key"
 TIMEOUT = httpx.Timeout(connect=10.0, read=60.0, write=30.0, pool=30.0)
 """A quiet stream is pinged every 15 s; one that is silent for a minute is dead."""
 MAX_RESUMES = 8
@@ -55,6 +70,13 @@ _ERRORS: Mapping[type[A2AError], type[BulkheadError]] = {
     InvalidParamsError: InvalidInput,
     UnsupportedOperationError: Conflict,
     TaskNotCancelableError: TaskNotCancelable,
+}
+_WAITING = frozenset({pb.TaskState.TASK_STATE_INPUT_REQUIRED, pb.TaskState.TASK_STATE_AUTH_REQUIRED})
+_RESTING = _WAITING | {
+    pb.TaskState.TASK_STATE_COMPLETED,
+    pb.TaskState.TASK_STATE_FAILED,
+    pb.TaskState.TASK_STATE_CANCELED,
+    pb.TaskState.TASK_STATE_REJECTED,
 }
 
 
@@ -80,15 +102,28 @@ class Text:
 
     text: str
     restart: bool
+    artifact: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """The answer, whole and checked, in place of its pieces."""
+    """An artifact, whole and checked, in place of its pieces."""
 
     text: str
     data: Mapping[str, Any]
-    """{"answerer", "model", "citations": [...], "dropped"}."""
+    """As the workflow defines it; of an answer {"answerer", "model", "citations": [...], "dropped", ...}."""
+    artifact: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Needs:
+    """The task waits for an answer. Nothing follows until it has one; `A2aClient.reply` gives it."""
+
+    text: str
+    form: Mapping[str, Any] | None
+    """ask_user_request or tool_approval_request of HITL_EXTENSION; None: plain words will do."""
+    auth: bool
+    """Whether what is missing is an authorization."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,7 +135,7 @@ class Ended:
     reason: str | None
 
 
-Event: TypeAlias = Accepted | Progress | Text | Result | Ended
+Event: TypeAlias = Accepted | Progress | Text | Result | Needs | Ended
 
 
 @dataclass(slots=True, kw_only=True)
@@ -119,9 +154,22 @@ class A2aClient:
     client: Client
 
     async def ask(
-        self, question: str, *, context_id: str | None = None, skill: str | None = None
+        self,
+        question: str,
+        *,
+        context_id: str | None = None,
+        skill: str | None = None,
+        options: Mapping[str, Any] | None = None,
+        key: str | None = None,
     ) -> AsyncGenerator[Event]:
-        """Start a task and yield what it says, to the end, each event once.
+        """Start a task and yield what it says, until it ends or needs an answer, each event once.
+
+        Args:
+            question: The text.
+            context_id: Of the conversation that it belongs to.
+            skill: The workflow; None: the server's first.
+            options: What the workflow takes besides the text.
+            key: The caller's own name for what it wants done: asked again, the same task is followed.
 
         Raises:
             InvalidInput, Conflict: The server refused the question.
@@ -129,24 +177,93 @@ class A2aClient:
             Unavailable: The server cannot be reached, at first or again after a break.
             BulkheadError: The server failed.
         """
-        position = _Position()
-        with _translated():
-            async for event in self._read(self.client.send_message(_request(question, context_id, skill)), position):
+        message = _message(question, context_id=context_id or "")
+        if skill is not None:
+            message.metadata.update({"skillId": skill})
+        if options:
+            message.parts.append(pb.Part(data=ParseDict(dict(options), Value()), media_type="application/json"))
+        context = ClientCallContext(service_parameters={IDEMPOTENCY_HEADER: key}) if key is not None else None
+        async with aclosing(self._send(message, _Position(), context)) as events:
+            async for event in events:
                 yield event
-                if isinstance(event, Ended):
-                    return
+
+    async def reply(
+        self, task_id: str, text: str, *, response: Mapping[str, Any] | None = None
+    ) -> AsyncGenerator[Event]:
+        """Answer what a task needs, and yield what it says from there.
+
+        Args:
+            task_id: Of the task.
+            text: The answer in words; shown to whoever reads the conversation.
+            response: Of HITL_EXTENSION; without it the words are the answer.
+
+        Raises:
+            InvalidInput: It is no answer to what is asked; the message says what is.
+            NotFound, Conflict: There is no such task, or it has ended.
+            BulkheadError: As `ask`.
+        """
+        message = _message(text, task_id=task_id)
+        if response is not None:
+            message.metadata.update({HITL_EXTENSION: dict(response)})
+            message.extensions.append(HITL_EXTENSION)
+        async with aclosing(self._send(message, _Position(task_id=task_id), None)) as events:
+            async for event in events:
+                yield event
+
+    async def follow(self, task_id: str) -> AsyncGenerator[Event]:
+        """Yield what a task has said so far and what it says from now on, until it ends or needs an answer.
+
+        Raises:
+            NotFound: There is no such task.
+            BulkheadError: As `ask`.
+        """
+        with _translated():
+            task = await self.client.get_task(pb.GetTaskRequest(id=task_id))
+        yield Accepted(task_id=task.id, context_id=task.context_id)
+        if task.status.state in _RESTING:
+            for event in _resting(task):
+                yield event
+            return
+        async with aclosing(self._resume(_Position(task_id=task.id))) as events:
+            async for event in events:
+                yield event
+
+    async def _send(
+        self, message: pb.Message, position: _Position, context: ClientCallContext | None
+    ) -> AsyncGenerator[Event]:
+        """Send, and yield what follows; where the stream breaks off, go on where it was."""
+        with _translated():
+            stream = self.client.send_message(pb.SendMessageRequest(message=message), context=context)
+            async with aclosing(self._read(stream, position)) as events:
+                async for event in events:
+                    yield event
+                    if isinstance(event, Ended | Needs):
+                        return
+        await self._pause(position)
+        async with aclosing(self._resume(position)) as events:
+            async for event in events:
+                yield event
+
+    async def _resume(self, position: _Position) -> AsyncGenerator[Event]:
         while True:
-            await self._pause(position)
             context = ClientCallContext(service_parameters={"Last-Event-ID": str(position.seq)})
             stream = self.client.subscribe(pb.SubscribeToTaskRequest(id=position.task_id), context=context)
             try:
                 with _translated():
-                    async for event in self._read(stream, position):
-                        yield event
-                        if isinstance(event, Ended):
-                            return
+                    async with aclosing(self._read(stream, position)) as events:
+                        async for event in events:
+                            if isinstance(event, Needs) and not await self._still_needed(position):
+                                continue  # it was answered since: this is its history
+                            yield event
+                            if isinstance(event, Ended | Needs):
+                                return
             except Unavailable:
-                continue
+                pass
+            await self._pause(position)
+
+    async def _still_needed(self, position: _Position) -> bool:
+        task = await self.client.get_task(pb.GetTaskRequest(id=position.task_id))
+        return task.status.state in _WAITING and _seq(task.metadata) == position.seq
 
     async def cancel(self, task_id: str) -> None:
         """Cancel a task.
@@ -160,7 +277,7 @@ class A2aClient:
             await self.client.cancel_task(pb.CancelTaskRequest(id=task_id))
 
     async def _read(self, stream: Any, position: _Position) -> AsyncGenerator[Event]:
-        """Yield the events of one connection; returns without Ended when it breaks off after the task was accepted."""
+        """Yield the events of one connection; returns without Ended when it breaks off after its first event."""
         try:
             async with aclosing(stream):
                 async for response in stream:
@@ -168,11 +285,11 @@ class A2aClient:
                     for event in _events(response, position):
                         yield event
         except (A2AClientError, httpx.TransportError) as exc:
-            if not position.task_id or _http_status(exc) not in {None, 429, 502, 503, 504}:
+            if not position.seq or _http_status(exc) not in {None, 429, 502, 503, 504}:
                 raise
         except InternalError as exc:
             # told inside the stream, whose HTTP status has long been sent
-            if not position.task_id or (exc.data or {}).get("code") != Unavailable.code:
+            if not position.seq or (exc.data or {}).get("code") != Unavailable.code:
                 raise
 
     async def _pause(self, position: _Position) -> None:
@@ -207,16 +324,37 @@ async def a2a_client(url: str, token: str, *, http: httpx.AsyncClient) -> AsyncG
         yield A2aClient(client=client)
 
 
-def _request(question: str, context_id: str | None, skill: str | None) -> pb.SendMessageRequest:
-    message = pb.Message(
+def _message(text: str, *, context_id: str = "", task_id: str = "") -> pb.Message:
+    return pb.Message(
         message_id=str(uuid4()),
         role=pb.Role.ROLE_USER,
-        parts=[pb.Part(text=question)],
-        context_id=context_id or "",
+        parts=[pb.Part(text=text)],
+        context_id=context_id,
+        task_id=task_id,
     )
-    if skill is not None:
-        message.metadata.update({"skillId": skill})
-    return pb.SendMessageRequest(message=message)
+
+
+def _resting(task: pb.Task) -> Generator[Event]:
+    """Yield what a task that rests has come to: its artifacts, and how it stands."""
+    for artifact in task.artifacts:
+        yield _result(artifact)
+    yield from _standing(task.status)
+
+
+def _standing(status: pb.TaskStatus) -> Generator[Event]:
+    text = "".join(part.text for part in status.message.parts) or None
+    state = pb.TaskState.Name(status.state).removeprefix("TASK_STATE_").lower().replace("_", "-")
+    if status.state in _WAITING:
+        form = MessageToDict(status.message.metadata).get(HITL_EXTENSION)
+        yield Needs(text=text or "", form=form, auth=status.state == pb.TaskState.TASK_STATE_AUTH_REQUIRED)
+    elif status.state in _RESTING:
+        yield Ended(state=state, reason=text)
+
+
+def _result(artifact: pb.Artifact) -> Result:
+    data = [MessageToDict(part.data) for part in artifact.parts if part.HasField("data")]
+    text = "".join(part.text for part in artifact.parts)
+    return Result(text=text, data=data[0] if data else {}, artifact=artifact.artifact_id)
 
 
 def _events(response: pb.StreamResponse, position: _Position) -> Generator[Event]:
@@ -227,26 +365,25 @@ def _events(response: pb.StreamResponse, position: _Position) -> Generator[Event
             position.task_id, position.seq = task.id, _seq(task.metadata)
             if first:
                 yield Accepted(task_id=task.id, context_id=task.context_id)
+            if task.status.state in _RESTING:
+                yield from _resting(task)
         case "status_update":
             update = response.status_update
             position.seq = _seq(update.metadata)
-            text = "".join(part.text for part in update.status.message.parts) or None
-            state = pb.TaskState.Name(update.status.state).removeprefix("TASK_STATE_").lower().replace("_", "-")
-            if state in {"completed", "failed", "canceled", "rejected"}:
-                yield Ended(state=state, reason=text)
-            elif text is not None:
+            if update.status.state in _RESTING:
+                yield from _standing(update.status)
+            elif text := "".join(part.text for part in update.status.message.parts):
                 metadata = MessageToDict(update.metadata)
                 metadata.pop(RESUME_EXTENSION, None)
                 yield Progress(text=text, metadata=metadata)
         case "artifact_update":
             chunk = response.artifact_update
             position.seq = _seq(chunk.metadata)
-            text = "".join(part.text for part in chunk.artifact.parts)
-            data = [MessageToDict(part.data) for part in chunk.artifact.parts if part.HasField("data")]
-            if chunk.last_chunk and data:
-                yield Result(text=text, data=data[0])
+            if chunk.last_chunk and not chunk.append:
+                yield _result(chunk.artifact)
             else:
-                yield Text(text=text, restart=not chunk.append)
+                text = "".join(part.text for part in chunk.artifact.parts)
+                yield Text(text=text, restart=not chunk.append, artifact=chunk.artifact.artifact_id)
         case _:
             pass
 

@@ -26,6 +26,8 @@ from mcp_types import (
     CallToolRequestParams,
     CallToolResult,
     TextContent,
+    Tool,
+    ToolAnnotations,
 )
 from mcp_types.version import LATEST_MODERN_VERSION
 
@@ -102,6 +104,17 @@ class McpClient:
         listed = await self._in_session(lambda session: session.list_tools())
         return [tool.name for tool in listed.tools]
 
+    async def declared(self) -> list[dict[str, Any]]:
+        """Return {"name", "description", "input_schema", "read_only", "destructive"} of each tool the token covers.
+
+        What is said of itself to be neither read-only nor harmless counts as destructive (MCP, ToolAnnotations).
+
+        Raises:
+            BulkheadError: As `call`.
+        """
+        listed = await self._in_session(lambda session: session.list_tools())
+        return [_declared(tool) for tool in listed.tools]
+
     async def _in_session(self, ask: Callable[[ClientSession], Any]) -> Any:
         # A session for each call costs nothing, since the server keeps none, and contains what breaks: the library runs
         # requests in a task group of the session, where a lost connection would cancel whoever holds it open.
@@ -135,6 +148,18 @@ async def mcp_client(url: str, token: str, *, ca: Path | None = None) -> AsyncGe
         event_hooks={"request": [add_trace]},
     ) as http:
         yield McpClient(url, http)
+
+
+def _declared(tool: Tool) -> dict[str, Any]:
+    hints = tool.annotations or ToolAnnotations()
+    read_only = hints.read_only_hint is True
+    return {
+        "name": tool.name,
+        "description": tool.description or "",
+        "input_schema": tool.input_schema,
+        "read_only": read_only,
+        "destructive": not read_only and hints.destructive_hint is not False,
+    }
 
 
 @contextmanager

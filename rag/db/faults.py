@@ -21,6 +21,7 @@ from rag.errors import (
     NotFound,
     Revoked,
     SealRefused,
+    TaskBusy,
     TaskNotCancelable,
     Unavailable,
 )
@@ -41,7 +42,23 @@ CONSTRAINTS: Mapping[str, tuple[type[BulkheadError], str]] = {
     "audience_groups": (InvalidInput, "a document can be given to at most 32 groups"),
     "task_context_length": (InvalidInput, "a contextId is 1 to 256 characters long"),
     "task_key_length": (InvalidInput, "an idempotency key is 1 to 128 characters long"),
+    "schedule_name_unique": (Conflict, "you have another schedule of that name"),
+    "schedule_name_form": (
+        InvalidInput,
+        "a schedule's name is 1 to 63 characters of a-z, 0-9, ., _ and -, and starts with a letter or digit",
+    ),
+    "schedule_request_length": (InvalidInput, "a schedule's request is 1 to 20000 characters long"),
+    "tenant_task_retention": (InvalidInput, "tasks are kept for 1h to 3650d, or forever"),
     "task_event_task": (NotFound, "there is no such task"),
+    "external_server_tenant": (NotFound, "there is no such tenant"),
+    "external_server_name_unique": (Conflict, "the tenant has an external server of that name"),
+    "external_server_name_form": (
+        InvalidInput,
+        "an external server's name is 1 to 63 characters of a-z, 0-9 and -, not starting with -",
+    ),
+    "external_server_url_length": (InvalidInput, "a URL is 1 to 2048 characters long"),
+    "external_server_tools": (InvalidInput, "an external server is allowed 1 to 32 tools"),
+    "external_server_header": (InvalidInput, "a header's name is 1 to 64 characters of a-z, 0-9 and -"),
     "revocation_tenant_id_fkey": (NotFound, "there is no such tenant"),
 }
 
@@ -53,6 +70,8 @@ RAISED: Mapping[str, Callable[[str], BulkheadError]] = {
     "BH003": lambda _: Conflict("this source names a document that you may not read; choose another source"),
     "BH004": lambda _: Forbidden("a document can be given to groups only by a member of one of them"),
     "BH005": lambda detail: ModelSwitched(model_id=int(detail)),
+    "BH006": lambda _: TaskBusy(),
+    "BH007": lambda _: Forbidden("only whoever started a task may send messages to it"),
 }
 
 
@@ -62,7 +81,7 @@ def translated() -> Generator[None]:
 
     Raises:
         SealRefused, Revoked: The database refused the tenant context (SQLSTATE 42501).
-        FenceLost, TaskNotCancelable: BH001 and BH002 of the task functions.
+        FenceLost, TaskNotCancelable, TaskBusy, Forbidden: BH001, BH002, BH006 and BH007 of the task functions.
         Conflict, Forbidden, ModelSwitched: BH003 to BH005 of the corpus and the search.
         Unavailable: The connection is gone, the server is starting, or the statement ran into its time limit.
         BulkheadError: Anything else; the detail goes to the log, without values.

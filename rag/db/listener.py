@@ -1,7 +1,8 @@
 """Wake-ups: one LISTEN connection a process, shared by any number of waiters. Nothing's correctness depends on it.
 
 Below: asyncpg. Above: whoever polls a table and would rather not wait for the next poll. A wake-up says "look again"
-and carries no data; after a broken connection everybody is woken, since anything may have been missed.
+and carries no data but what it says of where to look; after a broken connection everybody is woken, since anything may
+have been missed.
 
     async with listener(dsn, ["bulkhead_task"], application="bulkhead-a2a") as wakeups:
         with wakeups.subscribe("bulkhead_task", key=str(task_id)) as woken:
@@ -38,18 +39,23 @@ LONGEST_WAIT_S = 15.0
 class Subscription:
     """One waiter. A wake-up between two waits is kept: the next wait returns at once."""
 
-    __slots__ = ("_event",)
+    __slots__ = ("_event", "said")
 
     def __init__(self) -> None:
         """Made by `Wakeups.subscribe`."""
         self._event = anyio.Event()
+        self.said: str | None = None
+        """What the latest notification said after its key; None: whoever waited was woken for another reason."""
 
-    def wake(self) -> None:
+    def wake(self, said: str | None = None) -> None:
         """Let the current wait, or else the next one, return."""
+        self.said = said
         self._event.set()
 
     async def wait(self, *, timeout_s: float = LONGEST_WAIT_S) -> bool:
         """Return True when woken and False after `timeout_s` seconds; one waiter at a time."""
+        if not self._event.is_set():
+            self.said = None
         with anyio.move_on_after(timeout_s):
             await self._event.wait()
         woken = self._event.is_set()
@@ -83,9 +89,11 @@ class Wakeups:
 
     def notify(self, channel: str, payload: str) -> None:
         """Wake the subscribers of the channel and those of the payload's key."""
-        for key in (None, payload.split(" ", 1)[0]):
-            for subscription in self._waiting.get((channel, key), ()):
-                subscription.wake()
+        key, _, said = payload.partition(" ")
+        for subscription in self._waiting.get((channel, None), ()):
+            subscription.wake()
+        for subscription in self._waiting.get((channel, key), ()):
+            subscription.wake(said)
 
     def wake_all(self) -> None:
         """Wake everybody: something may have been missed."""

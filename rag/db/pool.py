@@ -26,12 +26,12 @@ from rag.identity.principal import Principal
 from rag.identity.seal import Sealer
 from sql import Query
 
-__all__ = ["Database", "Row", "Session", "open_database"]
+__all__ = ["CLIENT_CHECK_MS", "IDLE_IN_TRANSACTION_S", "Database", "Row", "Session", "open_database"]
 
 Row = Mapping[str, Any]
 STATEMENT_TIMEOUT_MS = 15_000
 CONNECT_TIMEOUT_S = 10.0
-IDLE_IN_TRANSACTION_TIMEOUT_MS = 60_000
+IDLE_IN_TRANSACTION_S = 60.0
 RELEASE_TIMEOUT_S = 3.0
 """How long a cancelled statement may take to end. A cancel request that overtakes its statement is lost (PostgreSQL
 manual, "Canceling Requests in Progress"): then the connection is closed."""
@@ -200,11 +200,18 @@ class Database:
 
 @asynccontextmanager
 async def open_database(
-    dsn: str, *, sealer: Sealer | None, pool_size: int, application: str, one_statement: bool = False
+    dsn: str,
+    *,
+    sealer: Sealer | None,
+    pool_size: int,
+    application: str,
+    one_statement: bool = False,
+    idle_in_transaction_s: float = IDLE_IN_TRANSACTION_S,
 ) -> AsyncGenerator[Database]:
     """Open a pool of up to `pool_size` connections; closed when the block ends.
 
-    `one_statement`: nothing but `fetch_sealed` of one and the same query is ever asked of it.
+    `one_statement`: nothing but `fetch_sealed` of one and the same query is ever asked of it. A transaction in which
+    nothing is done for `idle_in_transaction_s` is ended by the server, and what it had locked is free.
 
     Raises:
         Unavailable: The server does not accept connections.
@@ -221,7 +228,7 @@ async def open_database(
                 "application_name": application,
                 "statement_timeout": str(STATEMENT_TIMEOUT_MS),
                 "client_connection_check_interval": str(CLIENT_CHECK_MS),
-                "idle_in_transaction_session_timeout": str(IDLE_IN_TRANSACTION_TIMEOUT_MS),
+                "idle_in_transaction_session_timeout": str(round(1000 * idle_in_transaction_s)),
                 "timezone": "UTC",
                 # The largest statements run for milliseconds; compiling them would take longer than running them.
                 "jit": "off",

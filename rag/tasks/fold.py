@@ -43,7 +43,7 @@ def last_status(events: Iterable[TaskEvent]) -> TaskEvent | None:
 
 def _extend(parts: list[Mapping[str, Any]], more: Iterable[Mapping[str, Any]]) -> None:
     for part in more:
-        if "text" in part and parts and "text" in parts[-1]:
-            parts[-1] = {"text": parts[-1]["text"] + part["text"]}
+        if "text" in part and parts and {**parts[-1], "text": ""} == {**part, "text": ""}:
+            parts[-1] = {**part, "text": parts[-1]["text"] + part["text"]}
         else:
             parts.append(part)

@@ -6,7 +6,7 @@ Above: `store`, `fold`, the workflows and the A2A face. Below: identity.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
@@ -14,21 +14,28 @@ from uuid import UUID
 
 from rag.identity.principal import Principal
 from rag.identity.scopes import Scope
+from rag.tasks.messages import options_of, text_of
 
 __all__ = [
+    "INTERRUPTED",
     "TERMINAL",
     "Artifact",
+    "Begun",
+    "CallKind",
     "Claim",
     "Created",
     "EventKind",
+    "Exchange",
     "Grant",
     "NewTask",
+    "Received",
     "Task",
     "TaskCount",
     "TaskEvent",
     "TaskFilter",
     "TaskState",
     "TaskSummary",
+    "Usage",
 ]
 
 
@@ -47,6 +54,8 @@ class TaskState(StrEnum):
 
 TERMINAL = frozenset({TaskState.COMPLETED, TaskState.FAILED, TaskState.CANCELED, TaskState.REJECTED})
 """Nothing follows these."""
+INTERRUPTED = frozenset({TaskState.INPUT_REQUIRED, TaskState.AUTH_REQUIRED})
+"""The task waits for an answer of whoever started it (A2A 1.0, section 4.1.3)."""
 
 
 class EventKind(StrEnum):
@@ -55,9 +64,22 @@ class EventKind(StrEnum):
     TASK = "task"
     """The first event. Payload: {"message": the caller's message}."""
     STATUS = "status"
-    """Payload: {"state", "message": text or None, "metadata"}."""
+    """Payload: {"state", "message": text or None, "metadata"}. One that asks has "form" as well (see `workflows.forms`)
+    and "ask", the question's key; one that tells of a message from the caller has "received": the message, and
+    "answers": the seq of the question that it answers, or None."""
     ARTIFACT = "artifact"
-    """Payload: {"artifact_id", "name", "parts": [{"text"} or {"data"}], "append", "last_chunk"}."""
+    """Payload: {"artifact_id", "name", "parts", "append", "last_chunk"}. A part is one of {"text", "media_type"?},
+    {"data"}, {"raw": base64, "media_type", "filename"} and {"url", "media_type", "filename"}."""
+
+
+class CallKind(StrEnum):
+    """What a run calls."""
+
+    MODEL = "model"
+    TOOL = "tool"
+    """Of our own MCP server."""
+    EXTERNAL = "external"
+    """Of somebody else's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,10 +129,13 @@ class NewTask:
     workflow: str
     input: Mapping[str, Any]
     message: Mapping[str, Any]
-    """The caller's message: {"message_id", "parts": [{"text"}], "metadata"}."""
+    """The caller's message: {"message_id", "parts", "metadata"}. A part is {"text"} or {"data"}, or a file:
+    {"filename", "media_type"} with "text" or "raw" (base64)."""
     traceparent: str | None = None
     idempotency_key: str | None = None
     """The caller's own name for what it wants done: a second task under it is not accepted, the first one is told."""
+    request_hash: bytes | None = None
+    """SHA-256 of what is asked for under the key, as the door it came by digests it. None: workflow and input are."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,6 +163,12 @@ class Task:
     traceparent: str | None
     created_at: datetime
     updated_at: datetime
+    asked: int | None = None
+    """Seq of the status that asks, while the task waits for an answer."""
+    answer_by: datetime | None = None
+    """When it stops waiting."""
+    compacted_to: int = 0
+    """Of the events up to this seq, pieces of artifacts that later ones replace are gone (`rag.tasks.retention`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,6 +179,61 @@ class TaskEvent:
     kind: EventKind
     payload: Mapping[str, Any]
     created_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Received:
+    """A message that a task was sent after it had been accepted."""
+
+    seq: int
+    message: Mapping[str, Any]
+    """As `NewTask.message`."""
+
+    @property
+    def text(self) -> str:
+        """What it says."""
+        return text_of(self.message)
+
+    @property
+    def data(self) -> Mapping[str, Any]:
+        """What it says besides, as `options_of`."""
+        return options_of(self.message)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exchange:
+    """A question that a run has asked, and what it was answered."""
+
+    seq: int
+    key: str
+    """Of the question: the same when the step that asks is replayed."""
+    form: Mapping[str, Any]
+    answer: Received | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """What a task's calls come to."""
+
+    calls: int = 0
+    """Logical ones: a call that was lost with its worker and made again is one."""
+    repeated: int = 0
+    """Physical calls beyond the first of each."""
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    """Both as the model server counted them, of calls that have ended."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Begun:
+    """A call, as it stands in the record when it is begun."""
+
+    refused: bool
+    """The task may make no further call: nothing was begun."""
+    result: Mapping[str, Any] | None
+    """What it came to before; then it is not made again."""
+    attempt: int
+    usage: Usage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -187,7 +273,7 @@ class Claim:
     fence: int
     attempt: int
     """1 for the first run; a run handed back by a drained worker is not counted."""
-    seal: str
+    seal: str = field(repr=False)
     """Opens the task's tenant for ten minutes, as the system."""
 
 

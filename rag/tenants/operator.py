@@ -43,6 +43,8 @@ class Tenant:
     cache_results: bool
     audit_query_text: bool
     """Whether its audit trail keeps the texts of queries, and not only their digests."""
+    task_retention_s: float | None
+    """How long its tasks are kept after their end, in seconds; None: for ever."""
     created_at: datetime
 
 
@@ -113,6 +115,15 @@ class Operator:
         """
         await self._set(_QUERIES["set_audit_query_text"], tenant_id, kept=kept)
 
+    async def set_task_retention(self, tenant_id: UUID, seconds: float | None) -> None:
+        """Keep the tenant's tasks for so long after their end, those that have ended already too; None: for ever.
+
+        Raises:
+            InvalidInput: It is not an hour to ten years.
+            NotFound: There is no such tenant.
+        """
+        await self._set(_QUERIES["set_task_retention"], tenant_id, seconds=seconds)
+
     async def set_tier(self, tenant_id: UUID, tier: Tier) -> None:
         """Book another tier for the tenant; servers follow within half a minute.
 
@@ -166,5 +177,6 @@ def _tenant(row: Row) -> Tenant:
         weights=None if row["bm25_weight"] is None else (row["bm25_weight"], row["vector_weight"]),
         cache_results=row["cache_results"],
         audit_query_text=row["audit_query_text"],
+        task_retention_s=row["task_retention_s"],
         created_at=row["created_at"],
     )

@@ -1,9 +1,17 @@
 -- create_task
 -- Accept a task: row, first event and queue entry in one statement; or the task that the caller's key stands for already.
-select c.task_id, c.context_id, c.workflow, c.input, c.created
-from rag.create_task_v2(
+select c.task_id, c.context_id, c.workflow, c.input, c.request_hash, c.created
+from rag.create_task_v3(
     {task_id}, {context_id}, {workflow}, {input}, {message},
-    {scopes}::text[], {groups}::text[], {team}, {token_ids}::text[], {token_issued_at}, {traceparent}, {key}
+    {scopes}::text[], {groups}::text[], {team}, {token_ids}::text[], {token_issued_at}, {traceparent}, {key}, {hash}
+) c;
+
+-- create_task_alone
+-- As create_task, in one round trip.
+select c.task_id, c.context_id, c.workflow, c.input, c.request_hash, c.created
+from rag.create_task_alone_v1(
+    {context}, {task_id}, {context_id}, {workflow}, {input}, {message},
+    {scopes}::text[], {groups}::text[], {team}, {token_ids}::text[], {token_issued_at}, {traceparent}, {key}, {hash}
 ) c;
 
 -- get_task
@@ -71,6 +79,11 @@ from rag.task_event
 where tenant_id = (select rag.current_tenant()) and task_id = {task_id} and seq > {after}
 order by seq;
 
+-- events_after_alone
+-- As events_after, in one round trip.
+select e.seq, e.kind, e.payload, e.created_at
+from rag.events_after_v1({context}, {task_id}, {after}) e;
+
 -- events_of
 -- The logs of several tasks, for a list; without artifacts unless they are asked for.
 select task_id, seq, kind, payload, created_at
@@ -81,8 +94,63 @@ where tenant_id = (select rag.current_tenant())
 order by task_id, seq;
 
 -- append_event
--- Append one event, once per key, and move the task's state; null `fence` is a face, not a worker.
-select rag.append_event_v1({task_id}, {fence}, {kind}, {payload}, {key}, {state});
+-- Append one event, once per key, and move the task's state; null `fence` is a face, not a worker. A null answer: there is a
+-- message after `read`, and the task was not completed.
+select rag.append_event_v2({task_id}, {fence}, {kind}, {payload}, {key}, {state}, {read});
+
+-- append_event_alone
+-- As append_event, in one round trip.
+select rag.append_event_alone_v1({context}, {task_id}, {fence}, {kind}, {payload}, {key}, {state}, {read}) as seq;
+
+-- ask
+-- Ask the task's caller, and park the run until it is answered.
+select rag.ask_v1({task_id}, {fence}, {state}, {payload}, {wait_s});
+
+-- receive_message
+-- Take a message to a task: the answer to the question `answers`, or (null) something more for a run that `takes` it.
+select rag.receive_message_v1({task_id}, {message}, {key}, {answers}, {takes});
+
+-- find_message
+-- Seq of the message that the log of one task holds under a key.
+select seq
+from rag.task_event
+where tenant_id = (select rag.current_tenant()) and task_id = {task_id} and key = {key};
+
+-- received_bytes
+-- How much one task's caller has sent it since it was accepted.
+select coalesce(sum(octet_length(payload::text)), 0)
+from rag.task_event
+where tenant_id = (select rag.current_tenant()) and task_id = {task_id} and kind = 'status' and payload ? 'received';
+
+-- conversation
+-- Of one task's log, what was asked and what was received after a position.
+select seq, kind, payload, created_at
+from rag.task_event
+where tenant_id = (select rag.current_tenant())
+    and task_id = {task_id}
+    and seq > {after}
+    and kind = 'status'
+    and (payload ? 'form' or payload ? 'received')
+order by seq;
+
+-- begin_call
+-- Begin a run's call to the outside, or tell the result that is recorded for its key.
+select c.refused, c.result, c.attempts, c.calls, c.repeated, c.prompt_tokens, c.completion_tokens
+from rag.begin_call_v1({task_id}, {fence}, {key}, {kind}, {name}, {max_calls}, {max_tokens}) c;
+
+-- finish_call
+-- Record the result of a call.
+select rag.finish_call_v1({task_id}, {fence}, {key}, {result}, {prompt_tokens}, {completion_tokens});
+
+-- usage
+-- What one task's calls come to.
+select
+    count(*) as calls,
+    coalesce(sum(attempts - 1), 0)::bigint as repeated,
+    coalesce(sum(prompt_tokens), 0)::bigint as prompt_tokens,
+    coalesce(sum(completion_tokens), 0)::bigint as completion_tokens
+from rag.task_call
+where tenant_id = (select rag.current_tenant()) and task_id = {task_id};
 
 -- claim_runs
 -- Lease up to `wanted` runs of any tenant; each comes with a seal for its tenant.

@@ -3,19 +3,19 @@
 insert into rag.tenant (tenant_id, name, tier, language)
 values (gen_random_uuid(), {name}, {tier}, {language}::text::regconfig)
 returning tenant_id, name, tier, language::text as language, bm25_weight, vector_weight, cache_results, audit_query_text,
-    created_at;
+    task_retention_s, created_at;
 
 -- list_tenants
 -- Every tenant, by name.
 select tenant_id, name, tier, language::text as language, bm25_weight, vector_weight, cache_results, audit_query_text,
-    created_at
+    task_retention_s, created_at
 from rag.tenant
 order by name;
 
 -- find_tenant
 -- The tenant that an operator calls by its name or its id.
 select tenant_id, name, tier, language::text as language, bm25_weight, vector_weight, cache_results, audit_query_text,
-    created_at
+    task_retention_s, created_at
 from rag.tenant
 where name = {reference} or tenant_id::text = {reference};
 
@@ -33,6 +33,10 @@ update rag.tenant set cache_results = {allowed} where tenant_id = {tenant_id} re
 -- set_audit_query_text
 -- Whether the tenant's audit trail keeps the texts of queries.
 update rag.tenant set audit_query_text = {kept} where tenant_id = {tenant_id} returning tenant_id;
+
+-- set_task_retention
+-- How long the tenant's tasks are kept after their end, in seconds; null: for ever.
+update rag.tenant set task_retention_s = {seconds} where tenant_id = {tenant_id} returning tenant_id;
 
 -- set_tenant_tier
 -- What the tenant has booked.

@@ -98,6 +98,7 @@ def installation(root: Path) -> Installation:
             "BULKHEAD_CERTS_DIR": str(root / "certs"),
             "BULKHEAD_MCP_PORT": str(free_port("127.0.0.1")),
             "BULKHEAD_A2A_PORT": str(free_port("127.0.0.1")),
+            "BULKHEAD_A2A_GRPC_PORT": str(free_port("127.0.0.1")),
             "BULKHEAD_LOG_LEVEL": "DEBUG",  # what no log may hold, it may not hold at this level either
         },
     )

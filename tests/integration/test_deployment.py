@@ -27,6 +27,7 @@ import yaml
 from rag.db.embedded import SETTINGS
 from rag.errors import Misconfigured
 from rag.identity.keys import load_public_keys, load_signing_key
+from rag.identity.outward import load_outward_key
 from rag.identity.seal import load_seal_keys
 from rag.installation import bootstrap_from_urls
 from rag.settings import SECRETS, URL_SCHEMES, Settings
@@ -116,6 +117,9 @@ def test_only_who_needs_a_login_or_a_key_holds_it(containers: dict[str, Containe
             continue
         signers.add(name)
     assert signers == {"worker", "operator"}
+    outward = {name for name, settings in held.items() if load_outward_key(settings.certs_dir) is not None}
+    assert outward == {"worker", "a2a-server"}
+    assert held["worker"].a2a_url == held["a2a-server"].a2a_url, "where receivers find the keys of notifications"
     assert held["operator"].admin_database_url is None
     assert held["operator"].owner_database_url is None
     for name in SERVICES | {"operator"}:

@@ -246,7 +246,8 @@ async def test_a_token_that_was_revoked_is_refused_as_such_at_the_a2a_door(world
         httpx.AsyncClient(timeout=BOUND_S) as http,
     ):
         answer = await Rpc(base=base, token=token, http=http).raw("ListTasks", {})
-        assert (answer.status_code, answer.json()["error"]) == (401, "revoked")
+        (info,) = answer.json()["error"]["details"]
+        assert (answer.status_code, info["metadata"]["code"]) == (401, "revoked")
 
 
 async def test_an_operator_books_tiers_and_changes_their_numbers_from_the_command_line(world: World) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import stat
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -12,6 +14,7 @@ from click.testing import CliRunner
 from rag.cli.secrets import secrets
 from rag.errors import Misconfigured
 from rag.identity.keys import load_public_keys, load_signing_key
+from rag.identity.outward import load_outward_key
 from rag.identity.seal import load_seal_keys
 from tests.support.deployment import init_secrets
 
@@ -74,6 +77,24 @@ def test_a_new_signing_key_signs_and_the_old_one_still_verifies(tmp_path: Path) 
     assert new != old
     assert set(load_public_keys(tmp_path / "signing")) == {new, old}
     assert f"SIGNING_KID={new}\n" in (tmp_path / "compose.env").read_text()
+
+
+def test_a_new_outward_key_signs_and_the_one_before_it_stays_published(tmp_path: Path) -> None:
+    init_secrets(tmp_path)
+    first = load_outward_key(tmp_path / "outward")
+    _rotate(tmp_path, "outward")
+    second = load_outward_key(tmp_path / "outward")
+    assert first is not None
+    assert second is not None
+    assert [key["kid"] for key in json.loads(second.jwks)["keys"]] == [second.kid, first.kid]
+    assert f"OUTWARD_KID={second.kid}\n" in (tmp_path / "compose.env").read_text()
+
+
+def test_a_folder_of_the_version_before_gets_an_outward_key_when_another_is_rotated(tmp_path: Path) -> None:
+    init_secrets(tmp_path)
+    shutil.rmtree(tmp_path / "outward")
+    _rotate(tmp_path, "signing")
+    assert load_outward_key(tmp_path / "outward") is not None
 
 
 def test_two_seal_keys_are_held_during_a_rotation_and_the_oldest_goes(tmp_path: Path) -> None:

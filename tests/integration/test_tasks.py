@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import AsyncGenerator
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -18,6 +18,7 @@ from rag.db.pool import Database
 from rag.errors import FenceLost, NotFound, Revoked, TaskNotCancelable
 from rag.identity.principal import Principal
 from rag.tasks import leases, store
+from rag.tasks.feed import TASK_CHANNEL, Feeds
 from rag.tasks.fold import fold_artifacts
 from rag.tasks.values import TERMINAL, EventKind, TaskFilter, TaskState
 from tests.support import tasks
@@ -361,6 +362,33 @@ async def test_an_artifact_restarted_by_a_new_attempt_keeps_nothing_of_the_old_o
             await store.append(session, task_id, EventKind.ARTIFACT, payload, fence=None)
     (artifact,) = fold_artifacts(await tasks.events(setting.database, setting.ada, task_id))
     assert artifact.parts == ({"text": "a whole answer"},)
+
+
+async def test_texts_of_one_kind_become_one_part_and_others_stay_as_they_are(setting: Setting) -> None:
+    task_id = await tasks.accept(setting.database, setting.ada)
+    markdown = {"media_type": "text/markdown", "filename": "report.md"}
+    for number, part in enumerate(
+        [{"text": "a"}, {"text": "b"}, {"text": "# c", **markdown}, {"text": "d", **markdown}]
+    ):
+        async with setting.database.tenant(setting.ada) as session:
+            payload = {"artifact_id": "x", "name": "x", "parts": [part], "append": number > 0, "last_chunk": False}
+            await store.append(session, task_id, EventKind.ARTIFACT, payload, fence=None)
+    (artifact,) = fold_artifacts(await tasks.events(setting.database, setting.ada, task_id))
+    assert artifact.parts == ({"text": "ab"}, {"text": "# cd", **markdown})
+
+
+@pytest.mark.parametrize("said", ["", " ", " x", " -1", " 1 2", " " + "9" * 5_000, " ٣"])
+async def test_whatever_a_wake_up_says_a_reader_reads_its_log(setting: Setting, said: str) -> None:
+    task_id = await tasks.accept(setting.database, setting.ada)
+    assert setting.world.settings.database_url
+    async with listener(setting.world.settings.database_url, [TASK_CHANNEL], application="test") as wakeups:
+        feeds = Feeds(database=setting.database, wakeups=wakeups)
+        async with aclosing(feeds.follow(setting.ada, task_id, after=0)) as events:
+            assert (await anext(events)).seq == 1
+            await tasks.progress(setting.database, setting.ada, task_id, "more", fence=None)
+            wakeups.notify(TASK_CHANNEL, f"{task_id}{said}")
+            with anyio.fail_after(5):
+                assert (await anext(events)).seq == 2
 
 
 async def test_a_waiter_is_woken_by_its_own_task_only(setting: Setting) -> None:

@@ -23,6 +23,9 @@ QUEUES = {
     "queue.model_switch": "ids only, no grant",
     "queue.upkeep": "ids and times only, no grant",
     "queue.write": "ids and times only, no grant",
+    "queue.push": "ids, numbers, times and a word of ours only, no grant",
+    "queue.schedule": "ids and times only, no grant",
+    "queue.ended": "ids and times only, no grant",
 }
 GRANTS = {
     ("bulkhead_app", "rag.tenant"): {"SELECT"},
@@ -39,6 +42,8 @@ GRANTS = {
     ("bulkhead_app", "rag.spelling"): {"SELECT"},
     ("bulkhead_app", "rag.task"): {"SELECT", "INSERT"},
     ("bulkhead_app", "rag.task_event"): {"SELECT", "INSERT"},
+    ("bulkhead_app", "rag.task_call"): {"SELECT", "INSERT"},
+    ("bulkhead_app", "rag.push_config"): {"INSERT", "DELETE"},
     ("bulkhead_app", "checkpoint.checkpoints"): {"SELECT", "INSERT", "UPDATE", "DELETE"},
     ("bulkhead_app", "checkpoint.checkpoint_blobs"): {"SELECT", "INSERT", "UPDATE", "DELETE"},
     ("bulkhead_app", "checkpoint.checkpoint_writes"): {"SELECT", "INSERT", "UPDATE", "DELETE"},
@@ -49,19 +54,40 @@ GRANTS = {
     ("bulkhead_worker", "rag.term"): {"INSERT", "UPDATE", "DELETE"},
     ("bulkhead_worker", "rag.spelling"): {"INSERT", "UPDATE", "DELETE"},
     ("bulkhead_worker", "rag.sweep"): {"SELECT", "INSERT", "UPDATE", "DELETE"},
+    # and the end of tasks' data
+    ("bulkhead_worker", "rag.task"): {"DELETE"},
+    ("bulkhead_worker", "rag.task_event"): {"DELETE"},
+    ("bulkhead_app", "rag.schedule"): {"SELECT", "INSERT", "DELETE"},
     ("bulkhead_maintenance", "rag.vector_index"): {"SELECT", "INSERT", "UPDATE", "DELETE"},
     ("bulkhead_maintenance", "rag.tenant"): {"SELECT", "INSERT", "UPDATE"},
     ("bulkhead_maintenance", "rag.embedding_model"): {"SELECT"},
     ("bulkhead_maintenance", "rag.tier"): {"SELECT"},
     ("bulkhead_maintenance", "seal.revocation"): {"SELECT", "INSERT", "UPDATE"},
+    # the faces have no business with another server's credentials, closed as they are
+    ("bulkhead_worker", "rag.external_server"): {"SELECT"},
+    ("bulkhead_worker", "rag.push_config"): {"SELECT"},
+    ("bulkhead_maintenance", "rag.external_server"): {"SELECT", "INSERT", "UPDATE", "DELETE"},
     # appending is a function's; nobody changes or deletes
     ("bulkhead_maintenance", "rag.audit"): {"SELECT"},
     ("bulkhead_maintenance", "rag.audit_head"): {"SELECT"},
 }
 COLUMN_GRANTS = {
     # where it stands, and nothing of whose it is
-    ("bulkhead_app", "rag.task"): {("UPDATE", "state"), ("UPDATE", "version"), ("UPDATE", "updated_at")},
-    ("bulkhead_queue", "rag.task"): {("SELECT", "tenant_id"), ("SELECT", "task_id")},
+    ("bulkhead_app", "rag.task"): {("UPDATE", name) for name in ("state", "version", "updated_at")}
+    | {("UPDATE", name) for name in ("asked", "answer_by", "inbox")},
+    ("bulkhead_app", "rag.task_call"): {("UPDATE", name) for name in ("attempts", "result", "finished_at")}
+    | {("UPDATE", name) for name in ("prompt_tokens", "completion_tokens")},
+    ("bulkhead_queue", "rag.task"): {("SELECT", "tenant_id"), ("SELECT", "task_id"), ("SELECT", "subject")},
+    ("bulkhead_worker", "rag.task"): {("UPDATE", "compacted_to")},
+    # all but the credentials, which are closed again under newer keys
+    ("bulkhead_app", "rag.push_config"): {("SELECT", name) for name in ("tenant_id", "push_id", "task_id", "config_id")}
+    | {("SELECT", name) for name in ("url", "scheme", "subject")},
+    ("bulkhead_worker", "rag.push_config"): {("UPDATE", "secrets")},
+    # how long tasks are kept, and nothing else of a tenant
+    ("bulkhead_queue", "rag.tenant"): {("SELECT", "tenant_id"), ("SELECT", "task_retention_s")},
+    # where it stands, and nothing of what it does or under which grant
+    ("bulkhead_app", "rag.schedule"): {("UPDATE", name) for name in ("state", "reason", "next_at", "last_at")}
+    | {("UPDATE", name) for name in ("last_task_id", "fired", "skipped")},
     ("bulkhead_app", "rag.vector_index"): {("SELECT", "tenant_id"), ("SELECT", "model_id"), ("SELECT", "ready")},
     # how many vectors a tenant has, and nothing of what is in them
     ("bulkhead_maintenance", "rag.corpus_change"): {("SELECT", "tenant_id"), ("SELECT", "chunks")},
@@ -84,7 +110,9 @@ CONTROL = {
     ("bulkhead_owner", "rag.audience"): ("true", "true"),
     # whose run its functions touch: only what the policies below leave of it
     ("bulkhead_queue", "rag.task"): (TENANT, "false"),
+    ("bulkhead_queue", "rag.tenant"): ("true", "false"),
     ("bulkhead_maintenance", "rag.vector_index"): ("true", "true"),
+    ("bulkhead_maintenance", "rag.external_server"): ("true", "true"),
     ("bulkhead_maintenance", "rag.corpus_change"): ("true", "false"),
     ("bulkhead_maintenance", "rag.embedding"): ("true", "false"),
     # of rag.append_audit_v1 alone, which names the tenant that it has verified
@@ -129,6 +157,23 @@ DEFINERS = {
     "queue.hold_fence_v1": "bulkhead_queue",
     "queue.lock_run_v1": "bulkhead_queue",
     "queue.finish_run_v1": "bulkhead_queue",
+    "queue.park_run_v1": "bulkhead_queue",
+    "queue.wake_run_v1": "bulkhead_queue",
+    "queue.begin_push_v1": "bulkhead_queue",
+    "queue.end_push_v1": "bulkhead_queue",
+    "queue.note_event_v1": "bulkhead_queue",
+    "queue.claim_pushes_v1": "bulkhead_queue",
+    "queue.advance_push_v1": "bulkhead_queue",
+    "queue.rest_push_v1": "bulkhead_queue",
+    "queue.fail_push_v1": "bulkhead_queue",
+    "queue.finish_push_v1": "bulkhead_queue",
+    "queue.dead_pushes_v1": "bulkhead_queue",
+    "queue.redeliver_pushes_v1": "bulkhead_queue",
+    "queue.note_schedule_v1": "bulkhead_queue",
+    "queue.claim_schedules_v1": "bulkhead_queue",
+    "queue.note_end_v1": "bulkhead_queue",
+    "queue.claim_ended_v1": "bulkhead_queue",
+    "queue.finish_ended_v1": "bulkhead_queue",
 }
 UNSCOPED = {
     "rag/audit/reader.py": "the maintenance login reads every chain",
@@ -137,9 +182,13 @@ UNSCOPED = {
     "rag/corpus/switching.py": "claims tenants that change their model",
     "rag/cli/doctor.py": "asks whether the maintenance process is there",
     "rag/db/gates.py": "reads the catalogue",
+    "rag/external/operator.py": "the maintenance login's verbs",
     "rag/db/health.py": "reads no table",
+    "rag/push/store.py": "claims webhooks that are due; the maintenance login's verbs",
     "rag/runtime.py": "models belong to no tenant",
+    "rag/schedules/store.py": "claims schedules that are due",
     "rag/tasks/leases.py": "claims, extends and hands back runs",
+    "rag/tasks/retention.py": "claims tasks that have ended",
     "rag/tenants/models.py": "the maintenance login's verbs",
     "rag/tenants/operator.py": "the maintenance login's verbs",
 }
@@ -224,11 +273,19 @@ async def test_what_narrows_the_wall_is_on_a_list(world: World) -> None:
         f"({subject}OR(groups<@(SELECTrag.current_groups()AScurrent_groups))"
         "OR(task_id=(SELECTrag.current_task()AScurrent_task)))"
     )
-    inserts = {"rag.tombstone", "rag.chunk", "rag.embedding", "rag.task", "rag.task_event"}
+    claimed = "(SELECTrag.current_task()AScurrent_task)"
+    own_schedule = f"({subject}OR(schedule_id={claimed}))"
+    own_runs = f"({subject}OR(thread_id=(SELECT(rag.current_task())::textAScurrent_task)))"
+    own_webhook = f"({subject}OR(task_id={claimed}))"
+    inserts = {"rag.tombstone", "rag.chunk", "rag.embedding", "rag.task", "rag.task_event", "rag.schedule"}
+    inserts |= {"rag.push_config", "rag.task_call"}
     assert found == {
         *((name, "a", app, None, False) for name in inserts),
         *((name, "*", queue, readers, True) for name in ("rag.task", "rag.task_event")),
-        *((f"checkpoint.{name}", "*", app, subject, True) for name in CHECKPOINTS),
+        *((f"checkpoint.{name}", "*", app, own_runs, True) for name in CHECKPOINTS),
+        ("rag.schedule", "*", app, own_schedule, True),
+        ("rag.push_config", "*", app, own_webhook, True),
+        ("rag.task_call", "*", app, subject, True),
     }
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from rag.db.pool import Database, Session
 from rag.errors import SealRefused
+from rag.tasks import store
 from rag.tenants.operator import Tenant
 from sql import Query
 from tests.support import tasks
@@ -30,6 +31,34 @@ BEYOND_ROWS = [
     "select seal from queue.claim_runs_v1('mine', 100, 0)",
     "select queue.heartbeat_runs_v1('mine', array[gen_random_uuid()], array[1::bigint], -60)",
     "select queue.release_runs_v1('mine', array[gen_random_uuid()], array[1::bigint])",
+    "select seal from queue.claim_pushes_v1(100, 100, 0)",
+    "select queue.advance_push_v1(gen_random_uuid(), 1, 1, 0)",
+    "select queue.rest_push_v1(gen_random_uuid(), 1, true)",
+    "select queue.fail_push_v1(gen_random_uuid(), 1, null, 'x')",
+    "select queue.finish_push_v1(gen_random_uuid(), 1)",
+    "select * from queue.dead_pushes_v1(null)",
+    "select queue.redeliver_pushes_v1(gen_random_uuid(), null)",
+    "select seal from queue.claim_schedules_v1(100, 0)",
+    "select seal from queue.claim_ended_v1(100, 0, 0)",
+    "select queue.finish_ended_v1(gen_random_uuid(), true)",
+    "select seal.mint_v3(gen_random_uuid(), 'ada', gen_random_uuid(), 60)",
+    "select queue.owns_task_v1(gen_random_uuid())",
+    # at how long tasks live, and at whom else their runs may ask
+    "select rag.delete_task_v1(gen_random_uuid(), 1)",
+    "select rag.compact_task_v1(gen_random_uuid(), 1)",
+    "update rag.tenant set task_retention_s = 3600",
+    "select url from rag.external_server",
+    "insert into rag.external_server (tenant_id, name, url, tools) "
+    "values (gen_random_uuid(), 'x', 'https://x/', array['x'])",
+    # at the rights of what starts by itself, and at where webhooks lead
+    "update rag.schedule set scopes = array['corpus:write']",
+    "update rag.schedule set groups = array['board']",
+    "update rag.schedule set token_ids = array[]::text[]",
+    "update rag.schedule set subject = 'eve'",
+    "update rag.schedule set request = 'another'",
+    "update rag.schedule set until = 'infinity'",
+    "update rag.push_config set url = 'https://x/'",
+    "select secrets from rag.push_config",
     # at a place outside of every policy
     "select lo_from_bytea(0, 'loot')",
     "select lo_create(0)",
@@ -53,6 +82,14 @@ BEYOND_ROWS = [
     "select setval('rag.ordinal_seq', 1)",
     "select last_value from rag.ordinal_seq",
 ]
+
+
+OPAQUE = {"bulkhead_run", "bulkhead_cancel", "bulkhead_embedding", "bulkhead_push"}
+HOOK = (
+    "insert into rag.push_config (tenant_id, task_id, config_id, url, first_seq, subject, groups, token_ids, "
+    "token_issued_at) select t.tenant_id, t.task_id, 'secret', 'https://secret.example/', 1, t.subject, t.groups, "
+    "t.token_ids, t.token_issued_at from rag.task t where t.task_id = '{task}'"
+)
 
 
 async def sql(session: Session, text: str) -> list[dict[str, object]]:
@@ -145,7 +182,7 @@ async def test_a_sibling_sees_statements_but_no_seal_and_no_value(world: World) 
 
 
 async def test_wake_ups_name_no_tenant_and_quote_nothing(world: World) -> None:
-    acme = await world.tenant("acme")
+    ada = world.principal(await world.tenant("acme"))
     heard: list[tuple[str, str]] = []
 
     def keep(_connection: object, _pid: int, channel: str, text: object) -> None:
@@ -153,15 +190,19 @@ async def test_wake_ups_name_no_tenant_and_quote_nothing(world: World) -> None:
 
     spy = await asyncpg.connect(world.settings.database_url)
     try:
-        for channel in ("bulkhead_task", "bulkhead_run", "bulkhead_cancel", "bulkhead_embedding"):
+        for channel in sorted(OPAQUE | {"bulkhead_task"}):
             await spy.add_listener(channel, keep)
         async with world.database() as database:
-            async with database.tenant(world.principal(acme)) as session:
+            async with database.tenant(ada) as session:
                 await put_raw_document(session, title="t", text="Some text.")
-            task_id = await tasks.accept(database, world.principal(acme), question="a secret question")
-            await tasks.progress(database, world.principal(acme), task_id, "a secret answer", fence=None)
+            task_id = await tasks.accept(database, ada, question="a secret question")
+            async with database.tenant(ada) as session:
+                await sql(session, HOOK.format(task=task_id))
+            await tasks.progress(database, ada, task_id, "a secret answer", fence=None)
+            async with database.tenant(ada) as session:
+                await store.cancel(session, task_id)
         with anyio.fail_after(5):
-            while {channel for channel, _ in heard} < {"bulkhead_embedding", "bulkhead_run", "bulkhead_task"}:
+            while {channel for channel, _ in heard} < OPAQUE | {"bulkhead_task"}:
                 await spy.fetchval("select 1")
     finally:
         await spy.close()

@@ -20,6 +20,7 @@ import asyncpg
 import orjson
 import pytest
 
+from rag.clock import system_clock
 from rag.corpus.collection import collection
 from rag.corpus.compaction import compact_due
 from rag.corpus.embedding import embed_due
@@ -36,17 +37,24 @@ from rag.corpus.titles import ids_between, list_entries, recent_tags, titles_fro
 from rag.db.pool import Database
 from rag.errors import BulkheadError, NotFound
 from rag.identity.principal import Principal
+from rag.identity.seal import load_seal_keys
+from rag.identity.secretbox import SecretBox
 from rag.llm.minilm import MiniLmEmbedder, load_minilm
+from rag.push import store as push
+from rag.push.values import PURPOSE, NewWebhook
 from rag.retrieval.cache import LocalResultCache
 from rag.retrieval.filters import parse_filter
 from rag.retrieval.search import Retriever, search
 from rag.retrieval.similar import SimilarRequest, find_similar
 from rag.retrieval.values import Fusion, Mode, SearchRequest
+from rag.schedules import store as schedules
+from rag.schedules.timing import timing
 from rag.tasks import store
 from rag.tasks.values import TaskFilter
 from tests.support import tasks
 from tests.support.retrieval import only, retriever
 from tests.support.world import Cluster, world
+from workflows.schedules import Ordered, order
 
 pytestmark = pytest.mark.anyio
 BOUND_S = 120.0
@@ -84,6 +92,7 @@ class Stage:
     caching: Retriever
     alice: Principal
     admin: asyncpg.Connection
+    box: SecretBox
 
     async def embed(self) -> None:
         """Make all vectors that are due."""
@@ -140,6 +149,11 @@ async def look(stage: Stage) -> object:
             answers.append([(task.input, task.state, task.version) for task in listed])
         answers.append(await store.count_tasks(session, TaskFilter()))
         answers.append(sorted((await store.count_own_tasks(session, stage.alice)).items()))
+        for one in await schedules.list_schedules(session):
+            answers.append([one.name, one.request, one.state, one.fired, one.skipped, one.last_task_id])
+        for task in await store.list_tasks(session, TaskFilter(), page_size=50):
+            hooks = await push.list_(session, task.task_id, wanted=50)
+            answers.append([[hook.config_id, hook.url, hook.scheme] for hook in hooks])
     return answers
 
 
@@ -153,9 +167,29 @@ def ask(question: str) -> Act:
     return act
 
 
+async def order_and_hook(stage: Stage) -> object:
+    """Have Alice's latest task told to a webhook, and order another one for every hour."""
+    await _order(stage, stage.alice, "who pays the harbour dues?")
+    return await _hook(stage, stage.alice, "https://alice.example/")
+
+
+async def _order(stage: Stage, who: Principal, text: str) -> None:
+    hourly = timing(cron=None, time_zone=None, every_s=3600.0)
+    await order(stage.database, who, Ordered(name="digest", text=text, timing=hourly), clock=system_clock)
+
+
+async def _hook(stage: Stage, who: Principal, url: str) -> object:
+    async with stage.database.tenant(who) as session:
+        (task,) = await store.list_tasks(session, TaskFilter(), page_size=1)
+        hook = await push.create(session, who, stage.box, task.task_id, NewWebhook(url=url, config_id="hook"))
+    return [hook.config_id, hook.url]
+
+
 STORY: Sequence[Act] = (
     look,
     ask("who pays the harbour dues?"),
+    order_and_hook,
+    order_and_hook,
     put("lease", TEXTS["lease"], metadata={"year": 1934}),
     put("ship", TEXTS["ship"], metadata={"year": 1912, "tags": ["sea"]}),
     look,
@@ -194,6 +228,8 @@ async def a_stage(cluster: Cluster, embedder: MiniLmEmbedder) -> AsyncGenerator[
             "insert into rag.tenant (tenant_id, name) values ($1, 'alice'), ($2, 'other')", ALICE_TENANT, OTHER_TENANT
         )
         alice = dataclasses.replace(own.principal(ALICE_TENANT), groups=("clerks",))
+        seal_keys = own.settings.seal_keys_file
+        assert seal_keys is not None
         async with own.database(claims=True) as database:
             yield Stage(
                 database=database,
@@ -202,6 +238,7 @@ async def a_stage(cluster: Cluster, embedder: MiniLmEmbedder) -> AsyncGenerator[
                 caching=retriever(database, embedder, cache=LocalResultCache()),
                 alice=alice,
                 admin=admin,
+                box=SecretBox.derive(load_seal_keys(seal_keys), purpose=PURPOSE),
             )
         await admin.close()
 
@@ -257,6 +294,8 @@ class Crowd:
             await search(stage.caching, me, SearchRequest(query="harbour notice"))
             await search(stage.caching, me, SearchRequest(query="harbuor takeovr"))
         await tasks.accept(stage.database, me, question="what of the secret takeover?")
+        await _order(stage, me, "what of the secret takeover?")
+        await _hook(stage, me, "https://secret.example/")
         gone = document_id_of(me.tenant_id, f"{self.prefix}merger")
         if self.turn % 2:
             with suppress(NotFound):
@@ -316,5 +355,7 @@ async def test_the_story_has_something_to_tell(cluster: Cluster, embedder: MiniL
     async with a_stage(cluster, embedder) as stage:
         told = "\n".join(await transcript(stage, STORY, None))
     marks = ('"cached":true', '"stale":true', '"harbuor":["harbour"]', '"vector_imputed":true', "NotFound", "Forbidden")
+    assert "https://alice.example/" in told
+    assert "digest" in told
     for mark in marks:
         assert mark in told, mark

@@ -294,8 +294,8 @@ async def test_the_same_key_twice_is_one_task_even_at_once_and_another_order_und
 async def test_what_no_workflow_can_do_is_refused_and_nothing_is_stored(scene: McpScene) -> None:
     async with scene.client() as client:
         for arguments, reason in (
-            ({"message": " "}, "a question is 1 to 4000 characters of text"),
-            ({"message": "x" * 5000}, "a question is 1 to 4000 characters of text"),
+            ({"message": " "}, "question: String should have at least 1 character"),
+            ({"message": "x" * 5000}, "question: String should have at most 4000 characters"),
             ({"message": "x", "workflow": "alchemy"}, "known: rag"),
             ({"message": "a\0b"}, "message has NUL"),
             ({"message": "a", "context_id": "\0"}, "context_id has NUL"),

@@ -59,10 +59,12 @@ class Scene:
         async with httpx.AsyncClient() as http, a2a_client(self.base, bearer, http=http) as client:
             yield client
 
-    async def ask(self, question: str = QUESTION, tenant: Tenant | None = None) -> list[Event]:
+    async def ask(
+        self, question: str = QUESTION, tenant: Tenant | None = None, options: dict[str, Any] | None = None
+    ) -> list[Event]:
         """Ask and return every event."""
         with anyio.fail_after(BOUND_S):
-            async with self.client(tenant) as client, aclosing(client.ask(question)) as events:
+            async with self.client(tenant) as client, aclosing(client.ask(question, options=options)) as events:
                 return [event async for event in events]
 
 
@@ -146,12 +148,48 @@ async def test_a_models_citation_stands_only_on_words_of_the_document(scene: Sce
     assert "[9]" not in result.text
 
 
+async def test_an_unverified_statement_is_dropped_or_marked_as_the_caller_asks(scene: Scene) -> None:
+    pieces = (
+        'The law says "any manipulative or deceptive device" [1].',
+        " The moon is made of cheese [1].",
+        " Water is wet.",
+    )
+    kept = 'The law says "any manipulative or deceptive device" [1].'
+    async with _model(scene, *pieces) as settings, worker(settings):
+        dropped = _last(await scene.ask(), Result)
+        marked = _last(await scene.ask(options={"unverified": "mark"}), Result)
+    assert dropped.text == f"{kept} Water is wet."
+    assert marked.text == f"{kept} The moon is made of cheese [unverified]. Water is wet."
+    assert [(claim["text"], claim["verified"]) for claim in marked.data["claims"]] == [
+        ('The law says "any manipulative or deceptive device".', True),
+        ("The moon is made of cheese.", False),
+    ]
+    for result, coverage in ((dropped, 1 / 2), (marked, 1 / 3)):
+        assert (result.data["claimed"], result.data["verified"], result.data["precision"]) == (2, 1, 0.5)
+        assert result.data["coverage"] == pytest.approx(coverage, abs=1e-3)
+        assert [citation["quote"] for citation in result.data["citations"]] == ["any manipulative or deceptive device"]
+
+
+async def test_only_documents_that_the_filter_leaves_are_searched_and_an_unknown_option_is_named(scene: Scene) -> None:
+    async with worker(scene.settings):
+        nothing = await scene.ask(options={"filter": {"field": "source", "eq": "other.txt"}})
+    assert _last(nothing, Result).data["citations"] == []
+    for options, named in (
+        ({"filter": {"field": "nonsense", "eq": 1}}, "filter.field"),
+        ({"verified": "no"}, "verified"),
+    ):
+        with pytest.raises(InvalidInput, match=named):
+            await scene.ask(options=options)
+
+
 async def test_a_model_that_is_down_for_a_while_delays_the_task_and_does_not_end_it(scene: Scene) -> None:
     down = tuple(Fault(status=503) for _ in range(4))
     async with _model(scene, "Nobody may [1].", faults=down) as settings, worker(settings):
         events = await scene.ask()
     assert _last(events, Ended).state == "completed"
-    assert _last(events, Result).text == "Nobody may."  # two words of its own are no evidence
+    result = _last(events, Result)  # two words of its own are no evidence
+    assert result.text.startswith("Nothing of what was written could be verified")
+    assert (result.data["claimed"], result.data["verified"], result.data["citations"]) == (1, 0, [])
 
 
 async def test_an_answer_that_broke_off_begins_again_under_the_same_artifact(scene: Scene) -> None:

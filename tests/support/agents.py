@@ -16,8 +16,11 @@ from uuid import uuid4
 
 import anyio
 import httpx
+from grpc import aio as grpc_aio
 
-from a2a_server.app import create_app
+from a2a_server.__main__ import grpc_beside
+from a2a_server.app import create_face
+from rag.cli.supervisor import free_port
 from rag.db.listener import listener
 from rag.identity.scopes import Audience
 from rag.runtime import open_runtime
@@ -27,27 +30,71 @@ from tests.support.servers import serving
 from tests.support.world import World
 from workflows.__main__ import worker_of
 
-__all__ = ["RPC_HEADERS", "Rpc", "SseEvent", "a2a_server", "message", "worker"]
+__all__ = ["RPC_HEADERS", "Replica", "Rpc", "SseEvent", "a2a_replica", "a2a_server", "message", "sse_events", "worker"]
 
 BOUND_S = 20.0
 RPC_HEADERS = {"A2A-Version": "1.0"}
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replica:
+    """A running server."""
+
+    base: str
+    """Of HTTP."""
+    grpc: str
+    """host:port."""
+    stopping: anyio.Event
+    """Set, as SIGTERM would: streams end."""
+
+
 @asynccontextmanager
 async def a2a_server(world: World, *, request_limit_per_minute: int | None = 60_000) -> AsyncGenerator[str]:
     """Serve the world's tenants on a free port; yields the base URL."""
+    async with a2a_replica(world, request_limit_per_minute=request_limit_per_minute, grpc=False) as replica:
+        yield replica.base
+
+
+@asynccontextmanager
+async def a2a_replica(
+    world: World,
+    *,
+    request_limit_per_minute: int | None = 60_000,
+    public: str | None = None,
+    grpc: bool = True,
+    **more: Any,
+) -> AsyncGenerator[Replica]:
+    """Serve the world's tenants on free ports. `public` is the base URL that the card has; `more` are settings."""
+    port = free_port("127.0.0.1") if grpc else None
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         base = f"http://127.0.0.1:{listening.getsockname()[1]}"
         settings = dataclasses.replace(
-            world.settings, a2a_public_url=base, request_limit_per_minute=request_limit_per_minute
+            world.settings,
+            a2a_public_url=public or base,
+            a2a_grpc_port=port,
+            request_limit_per_minute=request_limit_per_minute,
+            **more,
         )
+        stopping = anyio.Event()
         async with (
             open_runtime(settings, audience=Audience.A2A, application="test-a2a") as runtime,
             listener(runtime.database.dsn, [TASK_CHANNEL], application="test-a2a-listen") as wakeups,
-            serving(create_app(runtime, wakeups, anyio.Event()), listening),
         ):
-            yield base
+            face = create_face(runtime, wakeups, stopping)
+            async with serving(face.app, listening), _grpc_kept(), grpc_beside(settings, face, stopping):
+                yield Replica(base=base, grpc=f"127.0.0.1:{port}", stopping=stopping)
+
+
+@asynccontextmanager
+async def _grpc_kept() -> AsyncGenerator[None]:
+    """Hold gRPC's thread until the server is gone: whoever lets go last waits for its end, which our code must not."""
+    aio: Any = grpc_aio  # its stubs leave these two out
+    aio.init_grpc_aio()
+    try:
+        yield
+    finally:
+        aio.shutdown_grpc_aio()
 
 
 @asynccontextmanager
@@ -118,7 +165,7 @@ class Rpc:
         request = self.http.stream("POST", self.url, json=body, headers=self._headers(headers))
         async with request as response:
             assert response.headers["content-type"].startswith("text/event-stream"), await response.aread()
-            async with aclosing(_events(response)) as events:
+            async with aclosing(sse_events(response)) as events:
                 yield events
 
     def _headers(self, more: dict[str, str]) -> dict[str, str]:
@@ -126,7 +173,8 @@ class Rpc:
         return {"authorization": f"Bearer {self.token}", **self.headers, **named}
 
 
-async def _events(response: httpx.Response) -> AsyncGenerator[SseEvent]:
+async def sse_events(response: httpx.Response) -> AsyncGenerator[SseEvent]:
+    """Yield the events of an answer as they come."""
     fields: dict[str, str] = {}
     async for line in response.aiter_lines():
         if line.startswith(":"):

@@ -48,7 +48,13 @@ IMAGE = "bulkhead"
 SERVERS = {"mcp-server", "a2a-server", "worker"}
 SERVICES = SERVERS | {"maintenance"}
 """What runs all the time."""
-COMPOSE_VARIABLES = {"SECRETS_UID": "10001", "SECRETS_GID": "10001", "SIGNING_KID": "kid", "SECRETS_DIR": "/secrets"}
+COMPOSE_VARIABLES = {
+    "SECRETS_UID": "10001",
+    "SECRETS_GID": "10001",
+    "SIGNING_KID": "kid",
+    "OUTWARD_KID": "kid",
+    "SECRETS_DIR": "/secrets",
+}
 Yaml = dict[str, Any]
 
 needs_kubectl = pytest.mark.skipif(shutil.which("kubectl") is None, reason="needs the kubectl client; none is here")

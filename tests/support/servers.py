@@ -17,6 +17,7 @@ from starlette.types import ASGIApp
 
 from mcp_server.app import create_app
 from rag.identity.scopes import Audience
+from rag.identity.tls import TlsFiles
 from rag.runtime import Runtime, open_runtime
 from rag.serving import BoundedHttp
 from rag.tasks.feed import TASK_CHANNEL
@@ -62,9 +63,9 @@ async def mcp_server(
 
 @asynccontextmanager
 async def serving(
-    app: object, listening: socket.socket, *, http: type[BoundedHttp] = BoundedHttp
+    app: object, listening: socket.socket, *, http: type[BoundedHttp] = BoundedHttp, tls: TlsFiles | None = None
 ) -> AsyncGenerator[None]:
-    """Run an ASGI application on a bound socket until the block ends."""
+    """Run an ASGI application on a bound socket until the block ends; over TLS if it is given a certificate."""
     config = uvicorn.Config(
         app,  # pyright: ignore[reportArgumentType]
         loop="none",
@@ -74,6 +75,8 @@ async def serving(
         log_config=None,
         access_log=False,
         timeout_graceful_shutdown=2,
+        ssl_certfile=tls.certificate if tls else None,
+        ssl_keyfile=tls.key if tls else None,
     )
     server = _Server(config)
     async with anyio.create_task_group() as tasks:

@@ -23,6 +23,7 @@ from rag.db.embedded import EmbeddedPostgres, embedded_postgres
 from rag.db.migrate import bootstrap, ensure_database
 from rag.db.pool import Database, open_database
 from rag.identity.keys import ensure_keys, load_public_keys, load_signing_key
+from rag.identity.outward import ensure_outward_keys
 from rag.identity.principal import Principal
 from rag.identity.scopes import Audience, Scope
 from rag.identity.seal import Sealer, load_seal_keys
@@ -123,6 +124,7 @@ def cluster(root: Path) -> Generator[Cluster]:
     """Start or join the shared server under `root` and make the template of today's schema."""
     root.mkdir(parents=True, exist_ok=True, mode=0o711)
     ensure_keys(root / "certs")
+    ensure_outward_keys(root / "certs")
     with embedded_postgres(root, settings=TEST_SERVER_SETTINGS) as server:
         base = Settings(data_dir=root, certs_dir=root / "certs")
         digest = hashlib.sha256(
@@ -163,9 +165,8 @@ async def _drop_old(connection: asyncpg.Connection) -> None:
 async def world(cluster: Cluster) -> AsyncGenerator[World]:
     """Clone the template for one test; dropped afterwards."""
     name = f"test_{int(time.time())}_{secrets.token_hex(6)}"
-    admin = await asyncpg.connect(cluster.server.superuser_url)
     try:
-        await admin.execute(f'create database "{name}" template "{cluster.template}" strategy wal_log')
+        await _administer(cluster, f'create database "{name}" template "{cluster.template}" strategy wal_log')
         superuser_url = await ensure_database(cluster.server.superuser_url, name)
         # privileges on a database itself are not cloned
         own = await asyncpg.connect(superuser_url)
@@ -179,5 +180,13 @@ async def world(cluster: Cluster) -> AsyncGenerator[World]:
             issuer=TokenIssuer(signing_key=load_signing_key(settings.certs_dir), issuer=settings.issuer),
         )
     finally:
-        await admin.execute(f'drop database if exists "{name}" with (force)')
+        await _administer(cluster, f'drop database if exists "{name}" with (force)')
+
+
+async def _administer(cluster: Cluster, command: str) -> None:
+    # a connection for each command: a test may take the server down meanwhile
+    admin = await asyncpg.connect(cluster.server.superuser_url)
+    try:
+        await admin.execute(command)
+    finally:
         await admin.close()

@@ -46,29 +46,43 @@ def test_passages_fit_the_budget_and_a_smaller_one_may_still_fit() -> None:
     assert len(evidence.best_passages(many)) == evidence.MAX_PASSAGES
 
 
-def test_a_citation_is_placed_in_its_document_and_stands_on_the_stored_words_only() -> None:
-    passage = _hit("It is unlawful to deceive.", start=100)
-    answer = {"citations": [{"passage": 0, "start": 6, "end": 14, "quote": "unlawful"}]}
-    (claim,) = evidence.claims(answer, [passage])
-    assert (claim["n"], claim["start"], claim["end"]) == (1, 106, 114)
-    held = evidence.citation(claim, {"text": "unlawful", "document": {"version": 4}})
-    assert held is not None
-    assert (held["version"], held["verified"]) == (4, True)
-    for stored in ("Unlawful", "unlawful ", "lawful", ""):
-        assert evidence.citation(claim, {"text": stored, "document": {"version": 4}}) is None
+def _told(text: str, *, score: float, cosine: float | None, terms: tuple[str, ...]) -> dict[str, Any]:
+    named = [{"term": term, "idf": 1.0, "frequency": 1} for term in terms]
+    return {**_hit(text, score=score), "explain": {"vector_score": cosine, "terms": named}}
 
 
-@pytest.mark.parametrize(
-    ("text", "kept"),
-    [
-        ("One [1]. Two [2].", "One [1]. Two."),
-        ("Both [1, 2].", "Both [1]."),
-        ("None [3][4].", "None."),
-        ("No markers.", "No markers."),
-    ],
-)
-def test_a_marker_without_a_citation_is_taken_out_of_the_text(text: str, kept: str) -> None:
-    assert evidence.without_markers(text, keep={1}) == kept
+def test_a_hit_says_how_much_of_the_question_it_has_and_how_near_it_comes() -> None:
+    found = {
+        "hits": [
+            _told("both", score=0.9, cosine=0.8, terms=("insid", "trade")),
+            _told("one", score=0.5, cosine=0.4, terms=("trade", "other")),
+            _told("none", score=0.1, cosine=None, terms=()),
+        ],
+        "report": {"terms": {"insid": 3.0, "trade": 1.0}},
+    }
+    weights = evidence.weights_of("insider trading", found)
+    assert weights == {"terms": {"insid": 3.0, "trade": 1.0}, "total": 4.0, "nearest": 0.8}
+    hits = evidence.hits_of(found, weights)
+    assert [(hit["covers"], hit["near"]) for hit in hits] == [(1.0, 1.0), (0.25, 0.5), (0.0, None)]
+    assert {hit["near"] for hit in evidence.hits_of(found, weights, by_meaning=False)} == {None}
+
+
+def test_a_word_that_occurs_nowhere_weighs_as_much_as_the_rarest_that_does() -> None:
+    found: dict[str, Any] = {"hits": [], "report": {"terms": {"corpor": 3.0}}}
+    assert evidence.weights_of("Acme Corporation", found)["total"] == 6.0
+    with pytest.raises(Unavailable):
+        evidence.weights_of("x", {"hits": []})
+
+
+def test_the_hits_of_several_searches_are_one_list_without_repetition() -> None:
+    def hit(text: str, score: float, start: int, near: float | None) -> dict[str, Any]:
+        return {**_hit(text, score=score, start=start), "near": near}
+
+    lists = [[hit("a" * 10, 0.9, 0, 0.7), hit("b" * 10, 0.2, 50, None)], [hit("a" * 10, 1.0, 0, None)]]
+    merged = evidence.merged(lists, most=9, most_chars=100)
+    assert [(one["start"], one["score"], one["near"]) for one in merged] == [(0, 1.0, 0.7), (50, 0.2, None)]
+    assert len(evidence.merged(lists, most=1, most_chars=100)) == 1
+    assert len(evidence.merged(lists, most=9, most_chars=15)) == 1
 
 
 @pytest.mark.parametrize("found", [{}, {"hits": [{}]}, {"hits": None}, {"hits": [1]}])

@@ -1,0 +1,1 @@
+"""Recurring tasks: standing orders of one subject, and when they come due."""
