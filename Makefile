@@ -3,15 +3,24 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 NODE_MODULES := tests/node/node_modules
-# the clients of docs/clients.md that are no dependencies of ours, at the versions that it names
-PINS := fastmcp==4.1.2 openai-agents==0.24.0 langchain-mcp-adapters==0.3.2
-CLIENTS := $(foreach pin,$(PINS),$(firstword $(subst ==, ,$(pin))))
+# the clients of docs/clients.md that are no dependencies of ours, at the versions that it names, each in a venv of its own
+MCP_CLIENTS := fastmcp openai-agents langchain-mcp-adapters
+A2A_CLIENTS := a2a-sdk-0.3 google-adk
+PINS_fastmcp := fastmcp==4.1.2
+PINS_openai-agents := openai-agents==0.24.0
+PINS_langchain-mcp-adapters := langchain-mcp-adapters==0.3.2
+PINS_a2a-sdk-0.3 := a2a-sdk[grpc]==0.3.26
+PINS_google-adk := google-adk[a2a]==2.13.0 a2a-sdk==1.3.0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test test-heavy conformance-mcp interop interop-python check format bench schema lock clean
+.PHONY: help setup demo up test test-heavy faults conformance-mcp interop interop-python interop-a2a check format bench bench-a2a schema lock clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
+
+# whom our A2A server is measured against, with what it needs for its database
+SDK := a2a-sdk[postgresql,http-server]==1.3.0 sqlalchemy==2.1.9 asyncpg==0.32.0 starlette==1.10.0 sse-starlette==3.7.0 \
+	uvicorn==0.54.0 httptools==0.9.0 httpx==0.28.1 protobuf==7.36.2 pyjwt[crypto]==2.15.1
 
 $(VENV)/.runtime: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Bulkhead needs Python 3.11 or newer; run: make PYTHON=/path/to/python3.11")'
@@ -38,6 +47,10 @@ test: $(VENV)/.dev ## Run the tests against a real PostgreSQL and real servers
 
 test-heavy: $(VENV)/.dev ## Run the long tests
 	@$(BIN)/python -m pytest -m heavy --timeout 900
+	@$(BIN)/python -m pytest -m faults -n 0 -s --fault-runs 200 --timeout 3600 tests/faults
+
+faults: $(VENV)/.dev ## Kill, freeze and cut off workers at 40 boundaries of a task
+	@$(BIN)/python -m pytest -m faults -n 0 -s tests/faults
 
 # what the tests in Node need: as tests/node/package-lock.json says, from whichever registry npm is configured for
 $(NODE_MODULES)/.package-lock.json: tests/node/package-lock.json tests/node/package.json tests/node/.npmrc
@@ -52,13 +65,16 @@ conformance-mcp: $(VENV)/.dev $(NODE_MODULES)/.package-lock.json ## Run the offi
 interop: $(VENV)/.dev $(NODE_MODULES)/.package-lock.json ## Run the TypeScript and Inspector clients (needs npm)
 	@$(BIN)/python -m pytest -m node -n 0 tests/interop
 
-interop-python: $(VENV)/.dev $(CLIENTS:%=.cache/interop/%/.installed) ## Run Python clients that are no dependencies, each in a venv of its own
+interop-python: $(VENV)/.dev $(patsubst %,.cache/interop/%/.installed,$(MCP_CLIENTS) $(A2A_CLIENTS)) ## Run Python clients that are no dependencies, each in a venv of its own
 	@$(BIN)/python -m pytest -m clients -n 0 tests/interop
+
+interop-a2a: $(VENV)/.dev $(A2A_CLIENTS:%=.cache/interop/%/.installed) ## Those of them that speak A2A
+	@$(BIN)/python -m pytest -m clients -n 0 tests/interop/test_a2a_python.py tests/interop/test_clients_page_a2a.py
 
 .cache/interop/%/.installed: Makefile
 	@echo "installing $* into .cache/interop (once, about half a minute)"
 	@rm -rf .cache/interop/$* && $(PYTHON) -m venv .cache/interop/$*
-	@.cache/interop/$*/bin/python -m pip install --quiet --disable-pip-version-check $(filter $*==%,$(PINS))
+	@.cache/interop/$*/bin/python -m pip install --quiet --disable-pip-version-check $(foreach pin,$(PINS_$*),'$(pin)')
 	@touch $@
 
 check: $(VENV)/.dev ## Lint, types and import rules
@@ -73,6 +89,15 @@ format: $(VENV)/.dev ## Format the code
 
 bench: $(VENV)/.dev ## Print measurements (never asserted)
 	@$(BIN)/python -m pytest -m bench -n 0 -s --timeout 900 tests/bench
+
+bench-a2a: $(VENV)/.dev .cache/bench-a2a/.installed ## Print what A2A tasks cost and survive, beside a2a-sdk's own handler
+	@$(BIN)/python -m pytest -m bench -n 0 -s --timeout 3600 tests/bench/test_a2a_throughput.py tests/bench/test_a2a_replicas.py
+
+.cache/bench-a2a/.installed: Makefile
+	@echo "installing a2a-sdk with its database into .cache/bench-a2a (once, about half a minute)"
+	@rm -rf .cache/bench-a2a && $(PYTHON) -m venv .cache/bench-a2a
+	@.cache/bench-a2a/bin/python -m pip install --quiet --disable-pip-version-check $(SDK)
+	@touch $@
 
 schema: $(VENV)/.dev ## Rewrite sql/schema.sql from the migrations
 	@$(BIN)/python -m tests.support.schema

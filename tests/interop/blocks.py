@@ -12,8 +12,9 @@ from pathlib import Path
 __all__ = ["PAGE", "Block", "blocks", "pointed_at"]
 
 PAGE = Path(__file__).parent.parent.parent / "docs" / "clients.md"
-_BLOCK = re.compile(r"<!-- run: (?P<name>[\w-]+) -->\n```(?P<language>\w+)\n(?P<text>.*?)\n```\n", re.DOTALL)
-_URL = "http://127.0.0.1:8080/mcp"
+_BLOCK = re.compile(r"<!-- run: (?P<name>[\w.-]+) -->\n```(?P<language>\w+)\n(?P<text>.*?)\n```\n", re.DOTALL)
+_URLS = ("http://127.0.0.1:8080/mcp", "http://127.0.0.1:8082")
+"""Of the MCP server and of the A2A server; a block names one of them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,5 +34,5 @@ def blocks() -> dict[str, Block]:
 def pointed_at(name: str, url: str) -> str:
     """Return a block's text with a test's server in place of the page's."""
     text = blocks()[name].text
-    assert _URL in text
-    return text.replace(_URL, url)
+    (named,) = [one for one in _URLS if one in text]
+    return text.replace(named, url)

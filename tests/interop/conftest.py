@@ -1,7 +1,8 @@
-"""The stage of the interop tests: a server process, and callers with a document each."""
+"""The stages of the interop tests: the processes as they are deployed, and callers with a document each."""
 
 from __future__ import annotations
 
+import dataclasses
 import secrets
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -10,14 +11,17 @@ from pathlib import Path
 import asyncpg
 import pytest
 
+from rag.cli.supervisor import free_port
 from rag.clients.mcp import mcp_client
 from rag.errors import RateLimited
 from rag.identity.scopes import Audience
+from rag.settings import Settings
 from rag.tenants.operator import Tier
 from tests.support.processes import fleet_settings, started
+from tests.support.webhooks import Receiver, receiver
 from tests.support.world import Cluster, World, world
 
-__all__ = ["TEXT", "Caller", "Stage"]
+__all__ = ["TEXT", "AgentStage", "Caller", "Stage"]
 
 TEXT = "# Lease\n\nThe notice period of the lease is three months.\n\n## Rent\n\nRent is due on the first of the month."
 NARROW_BURST = 4
@@ -29,6 +33,8 @@ class Caller:
     """A user of a tenant of its own, which holds one document."""
 
     token: str
+    agent_token: str
+    """For the A2A server."""
     document_id: str
 
 
@@ -37,6 +43,7 @@ class Stage:
     """What a client is pointed at."""
 
     world: World
+    settings: Settings
     url: str
 
     async def caller(self, *, narrow: bool = False) -> Caller:
@@ -49,7 +56,11 @@ class Stage:
         async with mcp_client(self.url, self.world.token(tenant, audience=Audience.MCP, user="clerk")) as client:
             document = {"source": "lease.md", "title": "Lease", "text": TEXT, "media_type": "text/markdown"}
             put = await client.call("put_document", document)
-        return Caller(token=self.world.token(tenant, audience=Audience.MCP), document_id=str(put["document_id"]))
+        return Caller(
+            token=self.world.token(tenant, audience=Audience.MCP),
+            agent_token=self.world.token(tenant, audience=Audience.A2A),
+            document_id=str(put["document_id"]),
+        )
 
     async def exhausted(self) -> Caller:
         """Make a caller who has used up what it may ask for."""
@@ -74,4 +85,37 @@ async def stage_fixture(cluster: Cluster, tmp_path_factory: pytest.TempPathFacto
         await connection.close()
         settings = fleet_settings(own.settings)
         async with started("mcp_server", settings, logs):
-            yield Stage(world=own, url=settings.mcp_url)
+            yield Stage(world=own, settings=settings, url=settings.mcp_url)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentStage:
+    """What a client of the A2A server is pointed at."""
+
+    stage: Stage
+    base: str
+    hook: Receiver
+    """Somewhere to be notified."""
+
+    async def token(self) -> str:
+        """Return the token of a user whose tenant holds one document."""
+        return (await self.stage.caller()).agent_token
+
+
+@pytest.fixture(scope="module", name="agent")
+async def agent_fixture(stage: Stage, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[AgentStage]:
+    """An A2A server that has gRPC too and knows the compatibility kit's messages, a worker, and a webhook."""
+    logs: Path = tmp_path_factory.mktemp("agent-logs")
+    settings = dataclasses.replace(
+        stage.settings,
+        a2a_grpc_port=free_port("127.0.0.1"),
+        test_fixtures="on",
+        outbound_loopback="on",
+        request_limit_per_minute=60_000,
+    )
+    async with (
+        started("a2a_server", settings, logs),
+        started("workflows", settings, logs),
+        receiver() as hook,
+    ):
+        yield AgentStage(stage=stage, base=settings.a2a_url, hook=hook)
