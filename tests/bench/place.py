@@ -17,6 +17,7 @@ import asyncpg
 from rag.db.embedded import EmbeddedPostgres, embedded_postgres
 from rag.db.migrate import bootstrap, ensure_database
 from rag.identity.keys import ensure_keys, load_signing_key
+from rag.identity.outward import ensure_outward_keys
 from rag.identity.tokens import TokenIssuer
 from rag.installation import _passwords, embedded_settings, prepare_database  # pyright: ignore[reportPrivateUsage]
 from rag.settings import Settings
@@ -30,6 +31,7 @@ SERVER_SETTINGS = {
     "max_wal_size": "8GB",
     "checkpoint_timeout": "30min",
     "effective_cache_size": "8GB",
+    "max_connections": "300",
 }
 _COMPLETE = "bench_complete"
 
@@ -47,6 +49,7 @@ def bench_place(root: Path) -> Generator[Place]:
     """Start or join the server under `root`. Blocks: to be entered before any event loop runs."""
     root.mkdir(parents=True, exist_ok=True, mode=0o711)
     ensure_keys(root / "certs")
+    ensure_outward_keys(root / "certs")
     with embedded_postgres(root, settings=SERVER_SETTINGS) as server:
         yield Place(server=server, settings=Settings(data_dir=root, certs_dir=root / "certs"))
 
