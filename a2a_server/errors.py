@@ -14,6 +14,7 @@ from typing import Any
 from a2a.utils.error_handlers import build_rest_error_payload
 from a2a.utils.errors import (
     A2A_ERROR_MAPPING,
+    A2A_ERROR_REASONS,
     A2AError,
     InternalError,
     InvalidParamsError,
@@ -25,7 +26,7 @@ from a2a.utils.errors import (
 
 from rag.errors import BulkheadError
 
-__all__ = ["TABLE", "Mapped", "Status", "a2a_error", "code_of", "http_status", "json_status", "status_of"]
+__all__ = ["TABLE", "Mapped", "Status", "a2a_error", "code_of", "http_status", "json_status", "reason_of", "status_of"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,9 +102,19 @@ def status_of(error: A2AError) -> Status:
     return Status(http=kind.http_code, grpc=kind.grpc_status)
 
 
+def reason_of(error: A2AError) -> str:
+    """Return the reason of its google.rpc.ErrorInfo: of a closed door the status itself, for which A2A has no error."""
+    if http_status(code_of(error)) != 200:
+        return status_of(error).grpc
+    return A2A_ERROR_REASONS.get(type(error), "INTERNAL_ERROR")
+
+
 def json_status(error: A2AError) -> dict[str, Any]:
     """Return the error as google.rpc.Status in JSON: HTTP+JSON's body, and that of what HTTP itself refuses."""
     status = status_of(error)
     payload = build_rest_error_payload(error)
     payload["error"].update(code=status.http, status=status.grpc)
+    for detail in payload["error"].get("details", ()):
+        if "reason" in detail:
+            detail["reason"] = reason_of(error)
     return payload

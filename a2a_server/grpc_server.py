@@ -23,13 +23,13 @@ from a2a.server.context import ServerCallContext
 from a2a.server.request_handlers.grpc_handler import GrpcHandler, GrpcServerCallContextBuilder
 from a2a.server.request_handlers.request_handler import RequestHandler
 from a2a.types import a2a_pb2_grpc
-from a2a.utils.errors import A2A_ERROR_REASONS, A2AError, InvalidParamsError
+from a2a.utils.errors import A2AError, InvalidParamsError
 from a2a.utils.proto_utils import validation_errors_to_bad_request
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.rpc import error_details_pb2, status_pb2
 
 from a2a_server.auth import Desk, challenge, request_span
-from a2a_server.errors import a2a_error, code_of, status_of
+from a2a_server.errors import a2a_error, code_of, reason_of, status_of
 from a2a_server.guard import call_context
 from a2a_server.legacy import unread
 from rag.errors import BulkheadError, Misconfigured
@@ -268,7 +268,7 @@ async def _abort(
     status = status_pb2.Status(code=code.value[0], message=text or error.message)
     ours = code_of(error)
     info = error_details_pb2.ErrorInfo(
-        reason=A2A_ERROR_REASONS.get(type(error), "INTERNAL_ERROR"),
+        reason=reason_of(error),
         domain=_DOMAIN,
         metadata={"code": ours} if ours else {},
     )

@@ -31,7 +31,7 @@ from rag.tasks.values import INTERRUPTED, TERMINAL, Claim, EventKind, Exchange, 
 from rag.telemetry import carried_from, log_fields
 from workflows.checkpoints import CheckpointPool, RunContext, TenantPostgresSaver
 from workflows.forms import Approval, Pending, read_form, read_reply
-from workflows.graphs import GRAPHS
+from workflows.graphs import graph_of
 from workflows.journal import Journal, Tally
 from workflows.nodes import Tools, WorkflowContext
 from workflows.registry import EVERY, find_workflow
@@ -44,6 +44,8 @@ _tracer = trace.get_tracer("bulkhead.workflows")
 T = TypeVar("T")
 _BOUND = "run:bound:"
 """Begins the key of the questions whether a task's bound may be raised."""
+FIRST_FENCE = 1
+"""Nobody has run the task before: there is nothing of it to look for."""
 CLEAN_UP_S = 5.0
 """A node that is told to stop has this long to close what it holds open."""
 MAX_ATTEMPTS = 5
@@ -166,15 +168,19 @@ async def _execute(runner: Runner, claim: Claim, task: Task, workflow: Workflow)
 async def _walk(runner: Runner, workflow: Workflow, context: WorkflowContext, saver: TenantPostgresSaver) -> None:
     """Take the graph from where its checkpoints stand to its end, or to a question."""
     journal = context.journal
-    graph = GRAPHS[workflow.name]().compile(checkpointer=saver)
+    graph = graph_of(workflow.name).copy(update={"checkpointer": saver})
     config: RunnableConfig = {"configurable": {"thread_id": str(journal.task_id)}}
-    snapshot = await graph.aget_state(config)
-    state: dict[str, Any] = dict(snapshot.values)
-    # A checkpoint with steps that come after it is gone on with; none at all is a first start.
-    # NOTE: `tasks`, not `next`, which leaves out a step whose result is stored already: a worker that dies between that
-    # and the next checkpoint would leave a task that looks finished.
-    start: Any = None if snapshot.tasks else dict(context.input)
-    finished = bool(snapshot.values) and not snapshot.tasks
+    start: Any = dict(context.input)
+    state: dict[str, Any] = {}
+    finished = False
+    if journal.fence > FIRST_FENCE:
+        snapshot = await graph.aget_state(config)
+        state = dict(snapshot.values)
+        # A checkpoint with steps that come after it is gone on with; none at all is a first start.
+        # NOTE: `tasks`, not `next`, which leaves out a step whose result is stored already: a worker that dies between
+        # that and the next checkpoint would leave a task that looks finished.
+        start = None if snapshot.tasks else start
+        finished = bool(snapshot.values) and not snapshot.tasks
     while True:
         if not finished:
             state = await _cancelled_once(graph.ainvoke(start, config, context=context, durability="sync"))
@@ -254,7 +260,7 @@ async def _postpone(runner: Runner, claim: Claim, reason: str) -> None:
     """Say why nothing moves. The lease is left to run out, which is the pause before the next attempt."""
     _log.warning("attempt %d of task %s stopped: %s", claim.attempt, claim.task_id, reason)
     text = f"{reason}; attempt {claim.attempt + 1} of {MAX_ATTEMPTS} follows"
-    await _tell(runner, claim, TaskState.WORKING, text, key=f"run:postponed:{claim.attempt}")
+    await _tell(runner, claim, TaskState.WORKING, text, key=f"run:postponed:{claim.fence}")
 
 
 async def _tell(runner: Runner, claim: Claim, state: TaskState, text: str, *, key: str) -> None:

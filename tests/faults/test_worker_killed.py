@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import AsyncGenerator
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -187,15 +187,16 @@ async def test_a_replica_that_is_told_to_stop_lets_its_readers_go_on_elsewhere(f
         there = replace(fleet, rpc=replace(fleet.rpc, base=other.a2a_url))
         seen: list[SseEvent] = []
         stopped_at = 0.0
-        # a stream that is cut ends without its last chunk: nobody can take it for the end of the task
-        with suppress(httpx.RemoteProtocolError):
-            async with there.rpc.stream("SendStreamingMessage", message("Is it unlawful?")) as events:
-                (await fleet.model.answer(0)).allow(1)
-                async for event in events:
-                    seen.append(event)
-                    if _text(event):
-                        replica.signal(signal.SIGTERM)
-                        stopped_at = anyio.current_time()
+        told: list[SseEvent] = []
+        async with there.rpc.stream("SendStreamingMessage", message("Is it unlawful?")) as events:
+            (await fleet.model.answer(0)).allow(1)
+            async for event in events:
+                (told if event.event == "error" else seen).append(event)
+                if event.event != "error" and _text(event):
+                    replica.signal(signal.SIGTERM)
+                    stopped_at = anyio.current_time()
+        # the stream ends with a word: nobody can take it for the end of the task
+        assert [event.data["error"]["data"][0]["metadata"]["code"] for event in told] == ["unavailable"]
         assert await replica.wait() == 0
         took = anyio.current_time() - stopped_at
         assert took < 5.0, f"SIGTERM took {took:.1f} s with a stream open"
