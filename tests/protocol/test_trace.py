@@ -87,7 +87,7 @@ async def _exported(receiver: OtlpReceiver) -> list[Span]:
 async def test_a_task_is_one_trace_through_three_processes_down_to_the_sql(traced: Traced) -> None:
     (request,) = traced.named("a2a_server", "POST /a2a/jsonrpc")
     assert (request.trace_id, request.parent_id) == (TRACE_ID, SPAN_ID)
-    (accepted,) = traced.named("a2a_server", "sql create_task")
+    (accepted,) = traced.named("a2a_server", "sql create_task_alone")
     assert request in traced.above(accepted)
     (run,) = traced.named("workflows", "run rag")
     assert run.trace_id == TRACE_ID
@@ -102,7 +102,7 @@ async def test_a_task_is_one_trace_through_three_processes_down_to_the_sql(trace
     assert sql.trace_id == TRACE_ID
     assert search in traced.above(sql)
     assert [span for span in traced.above(sql) if span.service == "mcp_server"]
-    appended = traced.named("workflows", "sql append_event")
+    appended = traced.named("workflows", "sql append_event_alone")
     assert appended
     assert all(run in traced.above(span) for span in appended)
 
