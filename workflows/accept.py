@@ -14,7 +14,7 @@ from uuid import UUID, uuid4
 from rag.db.pool import Database, Session
 from rag.errors import Conflict, TaskBusy, TaskNotCancelable
 from rag.identity.principal import Principal, require
-from rag.tasks import store
+from rag.tasks import conversations, store
 from rag.tasks.values import TERMINAL, Created, NewTask
 from rag.telemetry import carrier, log_fields
 from workflows.forms import read_form, read_reply
@@ -119,15 +119,15 @@ async def tell(
     """
     async with database.tenant(principal) as session:
         task = await store.get_task(session, task_id)
-        again = idempotency_key is not None and await store.has_message(session, task_id, idempotency_key)
+        again = idempotency_key is not None and await conversations.has_message(session, task_id, idempotency_key)
         if task.asked is not None and not again:
-            (exchange, *_), _ = await store.conversation(session, task_id, after=task.asked - 1)
+            (exchange, *_), _ = await conversations.read_conversation(session, task_id, after=task.asked - 1)
             read_reply(read_form(exchange.form), message)
         works = task.asked is None and task.state not in TERMINAL
-        if works and not again and await store.received_bytes(session, task_id) > MAX_RECEIVED_BYTES:
+        if works and not again and await conversations.received_bytes(session, task_id) > MAX_RECEIVED_BYTES:
             raise TaskBusy("the task has been sent as much as it takes; wait for its end")
         try:
-            position = await store.receive(
+            position = await conversations.receive(
                 session,
                 task_id,
                 message,

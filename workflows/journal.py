@@ -18,7 +18,7 @@ from anyio.streams.memory import MemoryObjectReceiveStream
 from rag.db.pool import Database
 from rag.errors import BulkheadError, CostReached
 from rag.identity.principal import Principal
-from rag.tasks import store
+from rag.tasks import calls, conversations, store
 from rag.tasks.values import CallKind, EventKind, Received, TaskState, Usage
 from workflows.workflow import CostBound
 
@@ -95,12 +95,12 @@ class Journal:
         payload = store.status_payload(state, text, {"usage": _used(self.tally.usage)})
         payload |= {"ask": key, "form": dict(form)}
         async with self.database.tenant(self.principal) as session:
-            await store.ask(session, self.task_id, state, payload, fence=self.fence, wait_s=wait_s)
+            await conversations.ask(session, self.task_id, state, payload, fence=self.fence, wait_s=wait_s)
 
     async def inbox(self, after: int) -> list[Received]:
         """Return the messages that came after a position while the task worked."""
         async with self.database.tenant(self.principal) as session:
-            _, told = await store.conversation(session, self.task_id, after=after)
+            _, told = await conversations.read_conversation(session, self.task_id, after=after)
         return told
 
     async def call(
@@ -115,7 +115,7 @@ class Journal:
         """
         key = f"{step.id}:{name}"
         async with self.database.tenant(self.principal) as session:
-            begun = await store.begin_call(
+            begun = await calls.begin_call(
                 session,
                 self.task_id,
                 key,
@@ -136,7 +136,7 @@ class Journal:
             await self.progress(step, f"again:{name}:{begun.attempt}", text, call=what, attempt=begun.attempt)
         called = await perform()
         async with self.database.tenant(self.principal) as session:
-            await store.finish_call(
+            await calls.finish_call(
                 session,
                 self.task_id,
                 key,

@@ -26,7 +26,7 @@ from rag.identity.principal import Principal
 from rag.identity.scopes import Audience
 from rag.identity.tokens import TokenIssuer
 from rag.llm.ports import Chat
-from rag.tasks import store
+from rag.tasks import calls, conversations, store
 from rag.tasks.values import INTERRUPTED, TERMINAL, Claim, EventKind, Exchange, Task, TaskState, Usage
 from rag.telemetry import carried_from, log_fields
 from workflows.checkpoints import CheckpointPool, RunContext, TenantPostgresSaver
@@ -203,8 +203,8 @@ async def _so_far(runner: Runner, principal: Principal, task: Task) -> tuple[lis
     if task.version == 1:
         return [], Usage()
     async with runner.database.tenant(principal) as session:
-        exchanges, _ = await store.conversation(session, task.task_id)
-        return exchanges, await store.usage_of(session, task.task_id)
+        exchanges, _ = await conversations.read_conversation(session, task.task_id)
+        return exchanges, await calls.usage_of(session, task.task_id)
 
 
 def _approved(exchange: Exchange) -> bool:

@@ -2,12 +2,12 @@
 
 Above: both faces and the worker. Below: `rag.db` and sql/queries/tasks.sql. Sessions are passed in, so that a caller
 decides what shares a transaction. Whose tasks a session sees is row-level security's (docs/adr/0011-task-readers.md).
+Beside it: `conversations`, what tasks ask and are told; `calls`, what their runs do to the outside.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -17,33 +17,24 @@ from rag.errors import Conflict, NotFound
 from rag.identity.principal import Principal
 from rag.identity.scopes import parse_scopes
 from rag.tasks.values import (
-    INTERRUPTED,
-    Begun,
-    CallKind,
     Created,
     EventKind,
-    Exchange,
     Grant,
     NewTask,
-    Received,
     Task,
     TaskCount,
     TaskEvent,
     TaskFilter,
     TaskState,
     TaskSummary,
-    Usage,
 )
 from sql import load_queries
 
 __all__ = [
     "append",
     "append_alone",
-    "ask",
-    "begin_call",
     "cancel",
     "complete",
-    "conversation",
     "count_own_tasks",
     "count_tasks",
     "create_task",
@@ -51,15 +42,10 @@ __all__ = [
     "events_after",
     "events_after_alone",
     "events_of",
-    "finish_call",
     "get_task",
-    "has_message",
     "list_tasks",
-    "receive",
-    "received_bytes",
     "status_payload",
     "summarize_task",
-    "usage_of",
 ]
 
 _QUERIES = load_queries("tasks")
@@ -282,156 +268,6 @@ async def complete(
     return row["seq"] is not None
 
 
-async def ask(
-    session: Session, task_id: UUID, state: TaskState, payload: Mapping[str, Any], *, fence: int, wait_s: float
-) -> int:
-    """Have the task ask (one of INTERRUPTED), park its run until it is answered, `wait_s` seconds at most, and return
-    the question's seq. The fence is outdated afterwards.
-
-    Raises:
-        FenceLost, TaskNotCancelable: As `append`.
-    """
-    assert state in INTERRUPTED
-    return int(
-        await session.fetch_value(
-            _QUERIES["ask"], task_id=task_id, fence=fence, state=state.value, payload=dict(payload), wait_s=wait_s
-        )
-    )
-
-
-async def receive(
-    session: Session,
-    task_id: UUID,
-    message: Mapping[str, Any],
-    *,
-    answers: int | None,
-    takes: bool,
-    idempotency_key: str | None = None,
-) -> int:
-    """Take a message of the task's own subject, and return its seq; sent again under the same key, it is the same one.
-
-    Args:
-        session: The sender's.
-        task_id: Of a task that the sender sees.
-        message: As `NewTask.message`.
-        answers: Seq of the question that it answers: the run goes on. None: it is told to a run at work.
-        takes: Whether a run at work looks at messages.
-        idempotency_key: The sender's own name for the message.
-
-    Raises:
-        Forbidden: The task is another subject's.
-        TaskNotCancelable: It has ended.
-        TaskBusy: It waits for no such answer (any more), or takes no message while it works.
-        Conflict: The key stands for another message.
-    """
-    seq = int(
-        await session.fetch_value(
-            _QUERIES["receive_message"],
-            task_id=task_id,
-            message=dict(message),
-            key=_message_key(idempotency_key),
-            answers=answers,
-            takes=takes,
-        )
-    )
-    if idempotency_key is not None:
-        rows = await session.fetch(_QUERIES["conversation"], task_id=task_id, after=seq - 1)
-        if _said(rows[0]["payload"]["received"]) != _said(message):
-            raise Conflict("this idempotency key stands for another message of yours; choose another key")
-    return seq
-
-
-async def has_message(session: Session, task_id: UUID, idempotency_key: str) -> bool:
-    """Return whether the task was sent a message under that key."""
-    key = _message_key(idempotency_key)
-    return await session.fetch_value(_QUERIES["find_message"], task_id=task_id, key=key) is not None
-
-
-async def received_bytes(session: Session, task_id: UUID) -> int:
-    """Return how much the task was sent since it was accepted, as JSON."""
-    return int(await session.fetch_value(_QUERIES["received_bytes"], task_id=task_id))
-
-
-async def conversation(session: Session, task_id: UUID, *, after: int = 0) -> tuple[list[Exchange], list[Received]]:
-    """Return what the log holds after a position of questions with their answers, and of other messages."""
-    asked: dict[int, Exchange] = {}
-    told: list[Received] = []
-    for row in await session.fetch(_QUERIES["conversation"], task_id=task_id, after=after):
-        payload = row["payload"]
-        if "form" in payload:
-            asked[row["seq"]] = Exchange(seq=row["seq"], key=payload["ask"], form=payload["form"])
-            continue
-        received = Received(seq=row["seq"], message=payload["received"])
-        if payload["answers"] is None:
-            told.append(received)
-        elif payload["answers"] in asked:
-            asked[payload["answers"]] = replace(asked[payload["answers"]], answer=received)
-    return list(asked.values()), told
-
-
-async def begin_call(
-    session: Session,
-    task_id: UUID,
-    key: str,
-    *,
-    fence: int,
-    kind: CallKind,
-    name: str,
-    max_calls: int,
-    max_tokens: int,
-) -> Begun:
-    """Begin a call to the outside, or learn what it came to when it was made before.
-
-    Raises:
-        FenceLost: `fence` is outdated.
-    """
-    row = await session.fetch_one(
-        _QUERIES["begin_call"],
-        task_id=task_id,
-        fence=fence,
-        key=key,
-        kind=kind.value,
-        name=name,
-        max_calls=max_calls,
-        max_tokens=max_tokens,
-    )
-    assert row is not None
-    return Begun(refused=row["refused"], result=row["result"], attempt=row["attempts"], usage=_usage(row))
-
-
-async def finish_call(
-    session: Session,
-    task_id: UUID,
-    key: str,
-    result: Mapping[str, Any],
-    *,
-    fence: int,
-    prompt_tokens: int = 0,
-    completion_tokens: int = 0,
-) -> None:
-    """Record what a call came to. The first record stands.
-
-    Raises:
-        FenceLost: `fence` is outdated.
-    """
-    await session.fetch_value(
-        _QUERIES["finish_call"],
-        task_id=task_id,
-        fence=fence,
-        key=key,
-        result=dict(result),
-        prompt_tokens=prompt_tokens,
-        completion_tokens=completion_tokens,
-    )
-
-
-async def usage_of(session: Session, task_id: UUID) -> Usage:
-    """Return what the task's calls come to; only its own subject sees them."""
-    row = await session.fetch_one(_QUERIES["usage"], task_id=task_id)
-    assert row is not None
-    return _usage(row)
-
-
 async def cancel(session: Session, task_id: UUID) -> None:
     """End the task as canceled; its worker loses the run in the same moment.
 
@@ -449,19 +285,10 @@ def status_payload(state: TaskState, message: str | None, metadata: Mapping[str,
     return {"state": state.value, "message": message, "metadata": dict(metadata or {})}
 
 
-def _message_key(idempotency_key: str | None) -> str | None:
-    return None if idempotency_key is None else f"message:{idempotency_key}"
-
-
 def _asks_the_same(row: Row, new: NewTask) -> bool:
     if row["request_hash"] != new.request_hash:
         return False
     return new.request_hash is not None or (row["workflow"], row["input"]) == (new.workflow, dict(new.input))
-
-
-def _said(message: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a message without its id: whoever sends it again may have made it anew."""
-    return {name: value for name, value in message.items() if name != "message_id"}
 
 
 def _filters(wanted: TaskFilter) -> dict[str, object]:
@@ -495,15 +322,6 @@ def _task(row: Row) -> Task:
         asked=row["asked"],
         answer_by=row["answer_by"],
         compacted_to=row["compacted_to"],
-    )
-
-
-def _usage(row: Row) -> Usage:
-    return Usage(
-        calls=row["calls"],
-        repeated=row["repeated"],
-        prompt_tokens=row["prompt_tokens"],
-        completion_tokens=row["completion_tokens"],
     )
 
 

@@ -15,7 +15,7 @@ import pytest
 from rag.db.pool import Database
 from rag.errors import CostReached, FenceLost, Unavailable
 from rag.identity.principal import Principal
-from rag.tasks import store
+from rag.tasks import calls, store
 from rag.tasks.values import CallKind, Claim, Usage
 from tests.support import tasks
 from tests.support.world import World
@@ -135,8 +135,8 @@ async def test_a_task_begins_no_call_once_it_has_used_its_tokens(scene: Scene) -
 async def test_results_are_the_subjects_own_and_go_with_the_task(scene: Scene) -> None:
     await scene.call(scene.journal(await scene.claim()), "answer")
     async with scene.database.tenant(scene.ada) as session:
-        assert (await store.usage_of(session, scene.task_id)).calls == 1
+        assert (await calls.usage_of(session, scene.task_id)).calls == 1
     # he sees the task, which has no groups, and nothing of what it was given
     async with scene.database.tenant(scene.bob) as session:
         await store.get_task(session, scene.task_id)
-        assert (await store.usage_of(session, scene.task_id)).calls == 0
+        assert (await calls.usage_of(session, scene.task_id)).calls == 0

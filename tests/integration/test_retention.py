@@ -19,7 +19,7 @@ from rag.db.pool import Database
 from rag.errors import Forbidden, InvalidInput, NotFound
 from rag.identity.principal import Principal
 from rag.installation import embedded_settings
-from rag.tasks import store
+from rag.tasks import calls
 from rag.tasks.fold import fold_artifacts
 from rag.tasks.retention import retire_due
 from rag.tasks.values import TERMINAL, CallKind, TaskState
@@ -70,7 +70,7 @@ class Setting:
         await artifact(self.database, who, task_id, "[1]", append=False, name="citations", fence=claim.fence)  # 6
         await artifact(self.database, who, task_id, "It is unlawful.", append=False, fence=claim.fence)  # 7
         async with self.database.tenant(who) as session:
-            await store.begin_call(
+            await calls.begin_call(
                 session,
                 task_id,
                 "step:search",

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from rag.db.pool import Database
 from rag.errors import FenceLost, TaskBusy, TaskNotCancelable
 from rag.identity.principal import Principal
-from rag.tasks import leases, store
+from rag.tasks import conversations, leases, store
 from rag.tasks.values import INTERRUPTED, TERMINAL, Claim, EventKind, TaskState
 from tests.support import tasks
 from tests.support.world import World
@@ -151,7 +151,7 @@ class Game:
     async def _read(self, worker: str) -> None:
         held = self.held[worker]
         async with self.database.tenant(self.ada) as session:
-            _, told = await store.conversation(session, self.task_id, after=held.read)
+            _, told = await conversations.read_conversation(session, self.task_id, after=held.read)
         if told:
             held.read = told[-1].seq
 
@@ -176,7 +176,7 @@ class Game:
         async def write() -> int:
             payload = store.status_payload(TaskState.INPUT_REQUIRED, "?") | {"ask": "k", "form": FORM}
             async with self.database.tenant(self.ada) as session:
-                return await store.ask(
+                return await conversations.ask(
                     session, self.task_id, TaskState.INPUT_REQUIRED, payload, fence=fence, wait_s=wait_s
                 )
 
@@ -216,7 +216,7 @@ class Game:
         model = self.model
         try:
             async with self.database.tenant(self.ada) as session:
-                seq = await store.receive(
+                seq = await conversations.receive(
                     session, self.task_id, message, answers=answers, takes=takes, idempotency_key=key
                 )
         except TaskNotCancelable:

@@ -11,7 +11,7 @@ import pytest
 from rag.db.pool import Database
 from rag.errors import BulkheadError, Forbidden, SealRefused
 from rag.identity.principal import Principal
-from rag.tasks import store
+from rag.tasks import calls, conversations, store
 from rag.tasks.values import CallKind, Claim, TaskState
 from sql import Query
 from tests.support import tasks
@@ -80,10 +80,10 @@ async def scene_fixture(world: World) -> AsyncGenerator[Scene]:
         task = await tasks.accept(database, ada)
         claim = await tasks.claim(worker)
         async with worker.tenant(ada) as session:
-            await store.begin_call(
+            await calls.begin_call(
                 session, task, "first", fence=claim.fence, kind=CallKind.TOOL, name="search", max_calls=9, max_tokens=9
             )
-            await store.finish_call(session, task, "first", {"found": "secret"}, fence=claim.fence)
+            await calls.finish_call(session, task, "first", {"found": "secret"}, fence=claim.fence)
         yield Scene(
             world=world,
             database=database,
@@ -99,7 +99,7 @@ async def asks(scene: Scene) -> int:
     """Have the task ask, and return the question's seq."""
     payload = {**store.status_payload(TaskState.INPUT_REQUIRED, "May I?"), "ask": "f", "form": FORM}
     async with scene.database.tenant(scene.ada) as session:
-        return await store.ask(
+        return await conversations.ask(
             session, scene.task, TaskState.INPUT_REQUIRED, payload, fence=scene.claim.fence, wait_s=600.0
         )
 
@@ -142,6 +142,9 @@ async def test_a_colleague_cannot_have_the_run_ask(scene: Scene) -> None:
 async def test_whoever_started_it_answers_and_its_run_goes_on(scene: Scene) -> None:
     seq = await asks(scene)
     async with scene.database.tenant(scene.ada) as session:
-        assert await store.receive(session, scene.task, {"parts": [{"text": "yes"}]}, answers=seq, takes=False) == 3
+        assert (
+            await conversations.receive(session, scene.task, {"parts": [{"text": "yes"}]}, answers=seq, takes=False)
+            == 3
+        )
     async with scene.world.database(claims=True) as worker:
         assert (await tasks.claim(worker)).task_id == scene.task

@@ -11,7 +11,7 @@ import asyncpg
 
 from rag.db.pool import Database
 from rag.identity.principal import Principal
-from rag.tasks import store
+from rag.tasks import conversations, store
 from rag.tasks.values import EventKind, TaskState
 from tests.support.world import World
 from workflows.forms import AskUser, Question
@@ -61,4 +61,4 @@ async def ask(database: Database, principal: Principal, task_id: UUID, *, fence:
     payload = store.status_payload(TaskState.INPUT_REQUIRED, "which year?")
     payload |= {"form": form.to_wire(), "ask": "year"}
     async with database.tenant(principal) as session:
-        await store.ask(session, task_id, TaskState.INPUT_REQUIRED, payload, fence=fence, wait_s=600.0)
+        await conversations.ask(session, task_id, TaskState.INPUT_REQUIRED, payload, fence=fence, wait_s=600.0)
