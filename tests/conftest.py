@@ -25,6 +25,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--bench-rounds", type=int, default=3, help="alternating repetitions")
     faults = parser.getgroup("faults", "runs with faults (tests/faults)")
     faults.addoption("--fault-runs", type=int, default=40, help="how many tasks are disturbed")
+    faults.addoption("--fault-at", help="the one place to disturb them at, and how: 'stop before run 1'")
     faults.addoption("--fault-seed", type=int, default=20260801, help="which places they are disturbed at")
     group.addoption("--chunks", type=int, default=1_000_000, help="size of the volume benchmark's tenant")
 

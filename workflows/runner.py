@@ -78,6 +78,7 @@ async def run(runner: Runner, claim: Claim) -> None:
         async with runner.database.sealed(claim.seal) as session:
             task = await store.get_task(session, claim.task_id)
         if task.state in TERMINAL:
+            _log.info("task %s has already ended; nothing of it is left to run", claim.task_id)
             return
         headers = {"traceparent": task.traceparent} if task.traceparent else {}
         with (

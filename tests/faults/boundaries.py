@@ -7,6 +7,7 @@ asked for it, and the how-many-eth time it is within the run. FAULT says as JSON
     {"record": "places.txt"}            write down every place that a run passes
     {"place": "before Connection.fetchval for store.append 3", "do": "kill"}
                                         kill: SIGKILL; stop: SIGSTOP; wait: until there is a file of the name "resume"
+    {..., "over": "over"}               make this file when a run is over, however it came to its end
 """
 
 from __future__ import annotations
@@ -80,6 +81,11 @@ def _pass(when: str, asker: str) -> None:
                 time.sleep(0.01)  # noqa: TID251  # it is meant to block everything
 
 
+def _sign_off() -> None:
+    if "over" in _plan:
+        Path(_plan["over"]).touch()
+
+
 def _bounded(verb: Call, name: str) -> Call:
     @functools.wraps(verb)
     async def passing(*args: Any, **kwargs: Any) -> Any:
@@ -110,10 +116,13 @@ def _install() -> None:
     async def noted(*args: Any) -> None:
         _in_run.set(True)
         _seen.clear()
-        _pass("before", "run")
-        await run(*args)
-        _pass("after", "run")
-        _in_run.set(False)
+        try:
+            _pass("before", "run")
+            await run(*args)
+            _pass("after", "run")
+        finally:
+            _in_run.set(False)
+            _sign_off()
 
     workflows.worker.run = noted  # pyright: ignore[reportAttributeAccessIssue]
 
