@@ -92,8 +92,7 @@ class TaskHandler(RequestHandler):
         sent = self.sent(params)
         key = idempotency_key(context.state["headers"], params)
         task_id, _ = await self._take(principal, sent, key)
-        async with self._database.tenant(principal) as session:
-            task, events = await _read(session, task_id)
+        task, events = await store.read_task(self._database, principal, task_id)
         yield outgoing.task_message(task, events, history_length=sent.history_length)
         if task.state not in _RESTING:
             messages = self._messages(principal, task, after=task.version, stops=_RESTING)
@@ -110,16 +109,19 @@ class TaskHandler(RequestHandler):
         """
         principal = _caller(context)
         last_event_id = context.state["headers"].get("last-event-id")
-        async with self._database.tenant(principal) as session:
-            task = await store.get_task(session, incoming.task_id_of(params.id))
-            position = incoming.last_event_id_of(last_event_id, version=task.version)
-            missed = position is not None and position < task.version
-            if task.state in TERMINAL and not missed:
-                raise UnsupportedOperationError("the task has ended; read it with GetTask")
-            # of a log that has been compacted since, the snapshot tells what the missing events came to
-            anew = position is None or position < task.compacted_to
-            events = await store.events_after(session, task.task_id, 0) if anew else []
-        if position is None or anew:
+        task_id = incoming.task_id_of(params.id)
+        # whoever comes back has all but the last events
+        whole = None if last_event_id else 0
+        task, events = await store.read_task(self._database, principal, task_id, after=whole)
+        position = incoming.last_event_id_of(last_event_id, version=task.version)
+        if task.state in TERMINAL and (position is None or position == task.version):
+            raise UnsupportedOperationError("the task has ended; read it with GetTask")
+        if position is not None and position < task.compacted_to:
+            # of a log that was compacted since, the snapshot tells what the missing events came to
+            position = None
+        if position is None:
+            if whole is None:
+                task, events = await store.read_task(self._database, principal, task_id)
             position = task.version
             yield outgoing.task_message(task, events)
             if task.state in TERMINAL:
@@ -237,8 +239,7 @@ class TaskHandler(RequestHandler):
             made = await accept(self._database, principal, asked, also=also)
             return made.task_id, 1 if made.created else None
         if sent.context_id is not None:
-            async with self._database.tenant(principal) as session:
-                task = await store.get_task(session, sent.task_id)
+            task, _ = await store.read_task(self._database, principal, sent.task_id, after=None)
             if sent.context_id != task.context_id:
                 raise InvalidInput("contextId is not the context of this task")
         name = key.key if key else None
@@ -248,8 +249,7 @@ class TaskHandler(RequestHandler):
     async def _rest(self, principal: Principal, task_id: UUID, *, after: int | None) -> None:
         """Wait until the task ends or asks, after a position; None: unless it has by now."""
         if after is None:
-            async with self._database.tenant(principal) as session:
-                task = await store.get_task(session, task_id)
+            task, _ = await store.read_task(self._database, principal, task_id, after=None)
             if task.state in _RESTING:
                 return
             after = task.version
@@ -259,8 +259,7 @@ class TaskHandler(RequestHandler):
                 pass
 
     async def _snapshot(self, principal: Principal, task_id: UUID, *, history_length: int | None = None) -> pb.Task:
-        async with self._database.tenant(principal) as session:
-            task, events = await _read(session, task_id)
+        task, events = await store.read_task(self._database, principal, task_id)
         return outgoing.task_message(task, events, history_length=history_length)
 
     def _follow(
@@ -311,11 +310,6 @@ async def _listed(
             if size > MAX_PAGE_BYTES and not first:
                 return
             yield message
-
-
-async def _read(session: Session, task_id: UUID) -> tuple[Task, list[TaskEvent]]:
-    task = await store.get_task(session, task_id)
-    return task, await store.events_after(session, task_id, 0)
 
 
 def _told(event: TaskEvent, task: Task) -> outgoing.StreamEvent:

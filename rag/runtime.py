@@ -151,7 +151,6 @@ async def open_runtime(
                 sealer=database.sealer,
                 pool_size=writers,
                 application=f"{application}-audit",
-                one_statement=True,
             )
         )
         audit = await stack.enter_async_context(

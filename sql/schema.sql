@@ -1008,6 +1008,20 @@ $$;
 
 ALTER FUNCTION rag.audience_of_v1(named text[]) OWNER TO bulkhead_owner;
 
+CREATE FUNCTION rag.begin_call_alone_v1(context text, task uuid, held bigint, call_key text, call_kind text, call_name text, max_calls bigint, max_tokens bigint) RETURNS TABLE(refused boolean, result jsonb, attempts integer, calls bigint, repeated bigint, prompt_tokens bigint, completion_tokens bigint)
+    LANGUAGE plpgsql
+    SET search_path TO ''
+    AS $$
+begin
+    perform rag.open_context_v1(context);
+    return query
+    select *
+    from rag.begin_call_v1(task, held, call_key, call_kind, call_name, max_calls, max_tokens);
+end
+$$;
+
+ALTER FUNCTION rag.begin_call_alone_v1(context text, task uuid, held bigint, call_key text, call_kind text, call_name text, max_calls bigint, max_tokens bigint) OWNER TO bulkhead_owner;
+
 CREATE FUNCTION rag.begin_call_v1(task uuid, held bigint, call_key text, call_kind text, call_name text, max_calls bigint, max_tokens bigint) RETURNS TABLE(refused boolean, result jsonb, attempts integer, calls bigint, repeated bigint, prompt_tokens bigint, completion_tokens bigint)
     LANGUAGE plpgsql
     SET search_path TO ''
@@ -1618,6 +1632,18 @@ $$;
 
 ALTER FUNCTION rag.events_after_v1(context text, task uuid, after bigint) OWNER TO bulkhead_owner;
 
+CREATE FUNCTION rag.finish_call_alone_v1(context text, task uuid, held bigint, call_key text, call_result jsonb, prompted bigint, completed bigint) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO ''
+    AS $$
+begin
+    perform rag.open_context_v1(context);
+    perform rag.finish_call_v1(task, held, call_key, call_result, prompted, completed);
+end
+$$;
+
+ALTER FUNCTION rag.finish_call_alone_v1(context text, task uuid, held bigint, call_key text, call_result jsonb, prompted bigint, completed bigint) OWNER TO bulkhead_owner;
+
 CREATE FUNCTION rag.finish_call_v1(task uuid, held bigint, call_key text, call_result jsonb, prompted bigint, completed bigint) RETURNS void
     LANGUAGE plpgsql
     SET search_path TO ''
@@ -2005,6 +2031,65 @@ end
 $$;
 
 ALTER FUNCTION rag.put_document_v2(document uuid, document_source text, document_title text, document_media_type text, document_metadata jsonb, document_groups text[], hash bytea, body text, starts integer[], ends integer[], headings text[], texts text[]) OWNER TO bulkhead_owner;
+
+CREATE TABLE rag.task (
+    tenant_id uuid NOT NULL,
+    task_id uuid NOT NULL,
+    context_id text NOT NULL,
+    workflow text NOT NULL,
+    state text NOT NULL,
+    version bigint NOT NULL,
+    input jsonb NOT NULL,
+    subject text NOT NULL,
+    scopes text[] NOT NULL,
+    groups text[] NOT NULL,
+    team text,
+    token_ids text[] NOT NULL,
+    token_issued_at double precision NOT NULL,
+    traceparent text,
+    created_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    updated_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    idempotency_key text,
+    asked bigint,
+    answer_by timestamp with time zone,
+    inbox bigint DEFAULT 0 NOT NULL,
+    request_hash bytea,
+    compacted_to bigint DEFAULT 0 NOT NULL,
+    CONSTRAINT task_context_length CHECK (((length(context_id) >= 1) AND (length(context_id) <= 256))),
+    CONSTRAINT task_key_length CHECK (((length(idempotency_key) >= 1) AND (length(idempotency_key) <= 128))),
+    CONSTRAINT task_request_hash CHECK ((length(request_hash) = 32)),
+    CONSTRAINT task_state_known CHECK ((state = ANY (ARRAY['submitted'::text, 'working'::text, 'input-required'::text, 'auth-required'::text, 'completed'::text, 'failed'::text, 'canceled'::text, 'rejected'::text])))
+);
+
+ALTER TABLE ONLY rag.task FORCE ROW LEVEL SECURITY;
+
+ALTER TABLE rag.task OWNER TO bulkhead_owner;
+
+CREATE FUNCTION rag.read_task_v1(context text, task uuid, after bigint) RETURNS TABLE(found rag.task, seqs bigint[], kinds text[], payloads jsonb[], times timestamp with time zone[])
+    LANGUAGE plpgsql
+    SET search_path TO ''
+    AS $$
+#variable_conflict use_column
+declare
+    tenant uuid := rag.open_context_v1(context);
+begin
+    return query
+    select t, e.seqs, e.kinds, e.payloads, e.times
+    from rag.task t
+    cross join lateral (
+        select
+            array_agg(v.seq order by v.seq) as seqs,
+            array_agg(v.kind order by v.seq) as kinds,
+            array_agg(v.payload order by v.seq) as payloads,
+            array_agg(v.created_at order by v.seq) as times
+        from rag.task_event v
+        where v.tenant_id = tenant and v.task_id = task and v.seq > after
+    ) e
+    where t.tenant_id = tenant and t.task_id = task;
+end
+$$;
+
+ALTER FUNCTION rag.read_task_v1(context text, task uuid, after bigint) OWNER TO bulkhead_owner;
 
 CREATE FUNCTION rag.recall_at_10_v1(context text, query_vector public.halfvec, vector_model smallint) RETURNS TABLE(recall double precision, chunks bigint)
     LANGUAGE plpgsql STABLE
@@ -4324,39 +4409,6 @@ ALTER TABLE ONLY rag.sweep FORCE ROW LEVEL SECURITY;
 
 ALTER TABLE rag.sweep OWNER TO bulkhead_owner;
 
-CREATE TABLE rag.task (
-    tenant_id uuid NOT NULL,
-    task_id uuid NOT NULL,
-    context_id text NOT NULL,
-    workflow text NOT NULL,
-    state text NOT NULL,
-    version bigint NOT NULL,
-    input jsonb NOT NULL,
-    subject text NOT NULL,
-    scopes text[] NOT NULL,
-    groups text[] NOT NULL,
-    team text,
-    token_ids text[] NOT NULL,
-    token_issued_at double precision NOT NULL,
-    traceparent text,
-    created_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
-    updated_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
-    idempotency_key text,
-    asked bigint,
-    answer_by timestamp with time zone,
-    inbox bigint DEFAULT 0 NOT NULL,
-    request_hash bytea,
-    compacted_to bigint DEFAULT 0 NOT NULL,
-    CONSTRAINT task_context_length CHECK (((length(context_id) >= 1) AND (length(context_id) <= 256))),
-    CONSTRAINT task_key_length CHECK (((length(idempotency_key) >= 1) AND (length(idempotency_key) <= 128))),
-    CONSTRAINT task_request_hash CHECK ((length(request_hash) = 32)),
-    CONSTRAINT task_state_known CHECK ((state = ANY (ARRAY['submitted'::text, 'working'::text, 'input-required'::text, 'auth-required'::text, 'completed'::text, 'failed'::text, 'canceled'::text, 'rejected'::text])))
-);
-
-ALTER TABLE ONLY rag.task FORCE ROW LEVEL SECURITY;
-
-ALTER TABLE rag.task OWNER TO bulkhead_owner;
-
 CREATE TABLE rag.task_call (
     tenant_id uuid NOT NULL,
     task_id uuid NOT NULL,
@@ -5850,6 +5902,9 @@ GRANT ALL ON FUNCTION rag.ask_v1(task uuid, held bigint, next text, event_payloa
 REVOKE ALL ON FUNCTION rag.audience_of_v1(named text[]) FROM PUBLIC;
 GRANT ALL ON FUNCTION rag.audience_of_v1(named text[]) TO bulkhead_app;
 
+REVOKE ALL ON FUNCTION rag.begin_call_alone_v1(context text, task uuid, held bigint, call_key text, call_kind text, call_name text, max_calls bigint, max_tokens bigint) FROM PUBLIC;
+GRANT ALL ON FUNCTION rag.begin_call_alone_v1(context text, task uuid, held bigint, call_key text, call_kind text, call_name text, max_calls bigint, max_tokens bigint) TO bulkhead_app;
+
 REVOKE ALL ON FUNCTION rag.begin_call_v1(task uuid, held bigint, call_key text, call_kind text, call_name text, max_calls bigint, max_tokens bigint) FROM PUBLIC;
 GRANT ALL ON FUNCTION rag.begin_call_v1(task uuid, held bigint, call_key text, call_kind text, call_name text, max_calls bigint, max_tokens bigint) TO bulkhead_app;
 
@@ -5916,6 +5971,9 @@ GRANT ALL ON FUNCTION rag.drop_version_v1(document uuid, version_ordinal bigint)
 REVOKE ALL ON FUNCTION rag.events_after_v1(context text, task uuid, after bigint) FROM PUBLIC;
 GRANT ALL ON FUNCTION rag.events_after_v1(context text, task uuid, after bigint) TO bulkhead_app;
 
+REVOKE ALL ON FUNCTION rag.finish_call_alone_v1(context text, task uuid, held bigint, call_key text, call_result jsonb, prompted bigint, completed bigint) FROM PUBLIC;
+GRANT ALL ON FUNCTION rag.finish_call_alone_v1(context text, task uuid, held bigint, call_key text, call_result jsonb, prompted bigint, completed bigint) TO bulkhead_app;
+
 REVOKE ALL ON FUNCTION rag.finish_call_v1(task uuid, held bigint, call_key text, call_result jsonb, prompted bigint, completed bigint) FROM PUBLIC;
 GRANT ALL ON FUNCTION rag.finish_call_v1(task uuid, held bigint, call_key text, call_result jsonb, prompted bigint, completed bigint) TO bulkhead_app;
 
@@ -5948,6 +6006,32 @@ GRANT ALL ON FUNCTION rag.open_context_v1(context text) TO bulkhead_app;
 
 REVOKE ALL ON FUNCTION rag.put_document_v2(document uuid, document_source text, document_title text, document_media_type text, document_metadata jsonb, document_groups text[], hash bytea, body text, starts integer[], ends integer[], headings text[], texts text[]) FROM PUBLIC;
 GRANT ALL ON FUNCTION rag.put_document_v2(document uuid, document_source text, document_title text, document_media_type text, document_metadata jsonb, document_groups text[], hash bytea, body text, starts integer[], ends integer[], headings text[], texts text[]) TO bulkhead_app;
+
+GRANT SELECT,INSERT ON TABLE rag.task TO bulkhead_app;
+GRANT DELETE ON TABLE rag.task TO bulkhead_worker;
+
+GRANT SELECT(tenant_id) ON TABLE rag.task TO bulkhead_queue;
+
+GRANT SELECT(task_id) ON TABLE rag.task TO bulkhead_queue;
+
+GRANT UPDATE(state) ON TABLE rag.task TO bulkhead_app;
+
+GRANT UPDATE(version) ON TABLE rag.task TO bulkhead_app;
+
+GRANT SELECT(subject) ON TABLE rag.task TO bulkhead_queue;
+
+GRANT UPDATE(updated_at) ON TABLE rag.task TO bulkhead_app;
+
+GRANT UPDATE(asked) ON TABLE rag.task TO bulkhead_app;
+
+GRANT UPDATE(answer_by) ON TABLE rag.task TO bulkhead_app;
+
+GRANT UPDATE(inbox) ON TABLE rag.task TO bulkhead_app;
+
+GRANT UPDATE(compacted_to) ON TABLE rag.task TO bulkhead_worker;
+
+REVOKE ALL ON FUNCTION rag.read_task_v1(context text, task uuid, after bigint) FROM PUBLIC;
+GRANT ALL ON FUNCTION rag.read_task_v1(context text, task uuid, after bigint) TO bulkhead_app;
 
 REVOKE ALL ON FUNCTION rag.recall_at_10_v1(context text, query_vector public.halfvec, vector_model smallint) FROM PUBLIC;
 GRANT ALL ON FUNCTION rag.recall_at_10_v1(context text, query_vector public.halfvec, vector_model smallint) TO bulkhead_app;
@@ -6074,29 +6158,6 @@ GRANT SELECT ON TABLE rag.spelling TO bulkhead_app;
 GRANT INSERT,DELETE,UPDATE ON TABLE rag.spelling TO bulkhead_worker;
 
 GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE rag.sweep TO bulkhead_worker;
-
-GRANT SELECT,INSERT ON TABLE rag.task TO bulkhead_app;
-GRANT DELETE ON TABLE rag.task TO bulkhead_worker;
-
-GRANT SELECT(tenant_id) ON TABLE rag.task TO bulkhead_queue;
-
-GRANT SELECT(task_id) ON TABLE rag.task TO bulkhead_queue;
-
-GRANT UPDATE(state) ON TABLE rag.task TO bulkhead_app;
-
-GRANT UPDATE(version) ON TABLE rag.task TO bulkhead_app;
-
-GRANT SELECT(subject) ON TABLE rag.task TO bulkhead_queue;
-
-GRANT UPDATE(updated_at) ON TABLE rag.task TO bulkhead_app;
-
-GRANT UPDATE(asked) ON TABLE rag.task TO bulkhead_app;
-
-GRANT UPDATE(answer_by) ON TABLE rag.task TO bulkhead_app;
-
-GRANT UPDATE(inbox) ON TABLE rag.task TO bulkhead_app;
-
-GRANT UPDATE(compacted_to) ON TABLE rag.task TO bulkhead_worker;
 
 GRANT SELECT,INSERT ON TABLE rag.task_call TO bulkhead_app;
 

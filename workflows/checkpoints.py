@@ -8,11 +8,15 @@ private to the library, so the version is pinned, and tests/integration/test_che
 
 from __future__ import annotations
 
+import math
+import select
+import time
 from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 from uuid import UUID
+from weakref import WeakKeyDictionary
 
 import psycopg
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
@@ -29,6 +33,8 @@ __all__ = ["CheckpointPool", "RunContext", "TenantPostgresSaver", "open_checkpoi
 CheckpointPool = AsyncConnectionPool[AsyncConnection[DictRow]]
 ACQUIRE_TIMEOUT_S = 10.0
 STATEMENT_TIMEOUT_MS = 15_000
+CHECKED_FOR_S = 1.0
+"""A connection that was there so lately is not asked again, for a round trip: a run borrows one many times a second."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,11 +88,17 @@ async def open_checkpoints(
         Unavailable: The server does not accept connections.
     """
 
+    alive_at: WeakKeyDictionary[AsyncConnection[DictRow], float] = WeakKeyDictionary()
+
     async def alive(connection: AsyncConnection[DictRow]) -> None:
+        fresh = time.monotonic() < alive_at.get(connection, -math.inf) + CHECKED_FOR_S
+        if fresh and not _told_something(connection):
+            return
         # psycopg sees that a connection is gone when it uses it. After a restart of the server all are: they go
         # together, since the pool would pause longer from each that fails to the next, and cost runs their attempts.
         try:
             await CheckpointPool.check_connection(connection)
+            alive_at[connection] = time.monotonic()
         except psycopg.OperationalError:
             await pool.drain()
             raise
@@ -119,6 +131,13 @@ async def open_checkpoints(
         yield pool
     finally:
         await pool.close(timeout=ACQUIRE_TIMEOUT_S)
+
+
+def _told_something(connection: AsyncConnection[DictRow]) -> bool:
+    """Return whether something has come of an idle connection: its end, most likely, when the server was restarted."""
+    poll = select.poll()
+    poll.register(connection.pgconn.socket, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 @contextmanager

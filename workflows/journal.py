@@ -114,17 +114,17 @@ class Journal:
             CostReached: The task has made as many calls, or used as many tokens, as it may.
         """
         key = f"{step.id}:{name}"
-        async with self.database.tenant(self.principal) as session:
-            begun = await calls.begin_call(
-                session,
-                self.task_id,
-                key,
-                fence=self.fence,
-                kind=kind,
-                name=name.partition(":")[0],
-                max_calls=self.bound.calls,
-                max_tokens=self.bound.tokens,
-            )
+        begun = await calls.begin_call(
+            self.database,
+            self.principal,
+            self.task_id,
+            key,
+            fence=self.fence,
+            kind=kind,
+            name=name.partition(":")[0],
+            max_calls=self.bound.calls,
+            max_tokens=self.bound.tokens,
+        )
         self.tally.usage = begun.usage
         if begun.refused:
             raise CostReached
@@ -135,16 +135,16 @@ class Journal:
             text = f"calling {what} again: attempt {begun.attempt - 1} brought no result"
             await self.progress(step, f"again:{name}:{begun.attempt}", text, call=what, attempt=begun.attempt)
         called = await perform()
-        async with self.database.tenant(self.principal) as session:
-            await calls.finish_call(
-                session,
-                self.task_id,
-                key,
-                called.result,
-                fence=self.fence,
-                prompt_tokens=called.prompt_tokens,
-                completion_tokens=called.completion_tokens,
-            )
+        await calls.finish_call(
+            self.database,
+            self.principal,
+            self.task_id,
+            key,
+            called.result,
+            fence=self.fence,
+            prompt_tokens=called.prompt_tokens,
+            completion_tokens=called.completion_tokens,
+        )
         usage = self.tally.usage
         self.tally.usage = replace(
             usage,

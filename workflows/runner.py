@@ -75,8 +75,7 @@ async def run(runner: Runner, claim: Claim) -> None:
     is offered again when its lease runs out.
     """
     try:
-        async with runner.database.sealed(claim.seal) as session:
-            task = await store.get_task(session, claim.task_id)
+        task = await store.read_claimed(runner.database, claim)
         if task.state in TERMINAL:
             _log.info("task %s has already ended; nothing of it is left to run", claim.task_id)
             return

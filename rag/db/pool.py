@@ -92,20 +92,24 @@ class _PooledConnection(asyncpg.Connection):
 
     The driver prepares by protocol and trusts its names. `deallocate` and `prepare` under such a name, by a statement
     that somebody smuggled in, would run in the next tenant's transaction and be handed its seal.
+
+    After one call of a function, and nothing else, there is nothing to end: our functions leave no state, and build no
+    SQL that a statement could be smuggled into (tests/isolation/test_catalogue.py). That round trip is spared.
     """
+
+    _one_call = False
+
+    def was_one_call(self) -> None:
+        """Note that, since it was borrowed, the connection has done nothing but one call that has ended well."""
+        self._one_call = True
 
     def get_reset_query(self) -> str:
         """Return what ends a session's state; it fails, and with it the connection, when there is such a statement."""
+        if self._one_call:
+            self._one_call = False
+            return ""
         check = "select 1 / (count(*) = 0)::integer from pg_catalog.pg_prepared_statements where from_sql"
         return f"{super().get_reset_query()}\n{check};"
-
-
-class _PenConnection(asyncpg.Connection):
-    """Is spared the round trip: nothing runs on it but one fixed statement that leaves no state."""
-
-    def get_reset_query(self) -> str:
-        """Return nothing to run."""
-        return ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,10 +158,15 @@ class Database:
         Raises:
             SealRefused, Revoked, Unavailable: As `tenant`.
         """
-        bound = _bound(query, {**parameters, "context": self.seal(principal)})
-        async with self._borrowed() as connection:
-            with _statement(query), translated():
-                return cast("list[Row]", await connection.fetch(query.text, *bound))
+        return await self.fetch_under(query, self.seal(principal), **parameters)
+
+    async def fetch_under(self, query: Query, seal: str, /, **parameters: object) -> list[Row]:
+        """As `fetch_sealed`, under a seal that a queue function minted.
+
+        Raises:
+            SealRefused, Revoked, Unavailable: As `tenant`.
+        """
+        return await self._called(query, {**parameters, "context": seal})
 
     @asynccontextmanager
     async def unsafe_unscoped(self, *, reason: str) -> AsyncGenerator[Session]:
@@ -168,6 +177,23 @@ class Database:
         del reason
         async with self._transaction() as connection:
             yield Session(connection)
+
+    async def unsafe_unscoped_call(self, query: Query, *, reason: str, **parameters: object) -> list[Row]:
+        """Run one function call without any tenant, as a transaction of its own; see `unsafe_unscoped`.
+
+        Raises:
+            Unavailable: No connection is to be had.
+        """
+        del reason
+        return await self._called(query, parameters)
+
+    async def _called(self, query: Query, parameters: Mapping[str, object]) -> list[Row]:
+        bound = _bound(query, parameters)
+        async with self._borrowed() as connection:
+            with _statement(query), translated():
+                rows = cast("list[Row]", await connection.fetch(query.text, *bound))
+            cast("_PooledConnection", connection).was_one_call()
+            return rows
 
     @asynccontextmanager
     async def _transaction(self) -> AsyncGenerator[asyncpg.Connection]:
@@ -205,13 +231,12 @@ async def open_database(
     sealer: Sealer | None,
     pool_size: int,
     application: str,
-    one_statement: bool = False,
     idle_in_transaction_s: float = IDLE_IN_TRANSACTION_S,
 ) -> AsyncGenerator[Database]:
     """Open a pool of up to `pool_size` connections; closed when the block ends.
 
-    `one_statement`: nothing but `fetch_sealed` of one and the same query is ever asked of it. A transaction in which
-    nothing is done for `idle_in_transaction_s` is ended by the server, and what it had locked is free.
+    A transaction in which nothing is done for `idle_in_transaction_s` is ended by the server, and what it had locked
+    is free.
 
     Raises:
         Unavailable: The server does not accept connections.
@@ -223,7 +248,7 @@ async def open_database(
             max_size=pool_size,
             timeout=CONNECT_TIMEOUT_S,
             init=_prepare,
-            connection_class=_PenConnection if one_statement else _PooledConnection,
+            connection_class=_PooledConnection,
             server_settings={
                 "application_name": application,
                 "statement_timeout": str(STATEMENT_TIMEOUT_MS),

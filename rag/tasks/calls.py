@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from typing import Any
 from uuid import UUID
 
-from rag.db.pool import Row, Session
+from rag.db.pool import Database, Row, Session
+from rag.identity.principal import Principal
 from rag.tasks.values import Begun, CallKind, Usage
 from sql import load_queries
 
@@ -19,7 +20,8 @@ _QUERIES = load_queries("tasks")
 
 
 async def begin_call(
-    session: Session,
+    database: Database,
+    principal: Principal,
     task_id: UUID,
     key: str,
     *,
@@ -33,9 +35,11 @@ async def begin_call(
 
     Raises:
         FenceLost: `fence` is outdated.
+        SealRefused, Revoked, Unavailable: As `Database.tenant`.
     """
-    row = await session.fetch_one(
+    (row,) = await database.fetch_sealed(
         _QUERIES["begin_call"],
+        principal,
         task_id=task_id,
         fence=fence,
         key=key,
@@ -44,12 +48,12 @@ async def begin_call(
         max_calls=max_calls,
         max_tokens=max_tokens,
     )
-    assert row is not None
     return Begun(refused=row["refused"], result=row["result"], attempt=row["attempts"], usage=_usage(row))
 
 
 async def finish_call(
-    session: Session,
+    database: Database,
+    principal: Principal,
     task_id: UUID,
     key: str,
     result: Mapping[str, Any],
@@ -62,9 +66,11 @@ async def finish_call(
 
     Raises:
         FenceLost: `fence` is outdated.
+        SealRefused, Revoked, Unavailable: As `Database.tenant`.
     """
-    await session.fetch_value(
+    await database.fetch_sealed(
         _QUERIES["finish_call"],
+        principal,
         task_id=task_id,
         fence=fence,
         key=key,

@@ -22,32 +22,31 @@ _REASON = "the queue of runs holds ids only and belongs to no tenant"
 
 async def claim_runs(database: Database, *, worker: str, wanted: int, lease_s: float) -> list[Claim]:
     """Lease up to `wanted` runs, longest waiting first."""
-    async with database.unsafe_unscoped(reason=_REASON) as session:
-        rows = await session.fetch(_QUERIES["claim_runs"], worker=worker, wanted=wanted, lease_s=lease_s)
+    query = _QUERIES["claim_runs"]
+    rows = await database.unsafe_unscoped_call(query, reason=_REASON, worker=worker, wanted=wanted, lease_s=lease_s)
     return [Claim(task_id=row["task_id"], fence=row["fence"], attempt=row["attempt"], seal=row["seal"]) for row in rows]
 
 
 async def heartbeat_runs(database: Database, *, worker: str, held: Sequence[Claim], lease_s: float) -> set[Lease]:
     """Extend the leases of `held` and return those that are still held."""
-    async with database.unsafe_unscoped(reason=_REASON) as session:
-        rows = await session.fetch(
-            _QUERIES["heartbeat_runs"],
-            worker=worker,
-            task_ids=[claim.task_id for claim in held],
-            fences=[claim.fence for claim in held],
-            lease_s=lease_s,
-        )
+    rows = await database.unsafe_unscoped_call(
+        _QUERIES["heartbeat_runs"],
+        reason=_REASON,
+        worker=worker,
+        task_ids=[claim.task_id for claim in held],
+        fences=[claim.fence for claim in held],
+        lease_s=lease_s,
+    )
     return {(row["task_id"], row["fence"]) for row in rows}
 
 
 async def release_runs(database: Database, *, worker: str, held: Sequence[Claim]) -> int:
     """Hand runs back at once, uncounted, and return how many were still held."""
-    async with database.unsafe_unscoped(reason=_REASON) as session:
-        return int(
-            await session.fetch_value(
-                _QUERIES["release_runs"],
-                worker=worker,
-                task_ids=[claim.task_id for claim in held],
-                fences=[claim.fence for claim in held],
-            )
-        )
+    (row,) = await database.unsafe_unscoped_call(
+        _QUERIES["release_runs"],
+        reason=_REASON,
+        worker=worker,
+        task_ids=[claim.task_id for claim in held],
+        fences=[claim.fence for claim in held],
+    )
+    return int(row["released"])

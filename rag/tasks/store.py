@@ -17,6 +17,7 @@ from rag.errors import Conflict, NotFound
 from rag.identity.principal import Principal
 from rag.identity.scopes import parse_scopes
 from rag.tasks.values import (
+    Claim,
     Created,
     EventKind,
     Grant,
@@ -44,6 +45,8 @@ __all__ = [
     "events_of",
     "get_task",
     "list_tasks",
+    "read_claimed",
+    "read_task",
     "status_payload",
     "summarize_task",
 ]
@@ -111,6 +114,31 @@ async def get_task(session: Session, task_id: UUID) -> Task:
     if row is None:
         raise NotFound("there is no such task")
     return _task(row)
+
+
+async def read_task(
+    database: Database, principal: Principal, task_id: UUID, *, after: int | None = 0
+) -> tuple[Task, list[TaskEvent]]:
+    """Return the task with the events of its log after a position (None: without any), in one round trip.
+
+    Raises:
+        NotFound: There is none of that id that the principal sees.
+        SealRefused, Revoked, Unavailable: As `Database.tenant`.
+    """
+    query = _QUERIES["read_task_alone"]
+    return _with_log(await database.fetch_sealed(query, principal, task_id=task_id, after=after))
+
+
+async def read_claimed(database: Database, claim: Claim) -> Task:
+    """Return the task that a worker has claimed.
+
+    Raises:
+        NotFound: It was deleted meanwhile.
+        SealRefused, Revoked, Unavailable: As `Database.sealed`.
+    """
+    query = _QUERIES["read_task_alone"]
+    task, _ = _with_log(await database.fetch_under(query, claim.seal, task_id=claim.task_id, after=None))
+    return task
 
 
 async def summarize_task(session: Session, task_id: UUID) -> TaskSummary:
@@ -297,6 +325,17 @@ def _filters(wanted: TaskFilter) -> dict[str, object]:
         "state": wanted.state.value if wanted.state else None,
         "since": wanted.since,
     }
+
+
+def _with_log(rows: Sequence[Row]) -> tuple[Task, list[TaskEvent]]:
+    if not rows:
+        raise NotFound("there is no such task")
+    (row,) = rows
+    if row["seqs"] is None:
+        return _task(row), []
+    columns = zip(row["seqs"], row["kinds"], row["payloads"], row["times"], strict=True)
+    log = [TaskEvent(seq=seq, kind=EventKind(kind), payload=said, created_at=at) for seq, kind, said, at in columns]
+    return _task(row), log
 
 
 def _task(row: Row) -> Task:

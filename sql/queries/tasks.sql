@@ -20,6 +20,11 @@ select *
 from rag.task
 where tenant_id = (select rag.current_tenant()) and task_id = {task_id};
 
+-- read_task_alone
+-- One task that the caller sees, and its log from a position on (null: without), in one round trip.
+select (r.found).*, r.seqs, r.kinds, r.payloads, r.times
+from rag.read_task_v1({context}, {task_id}, {after}) r;
+
 -- summarize_task
 -- One task with its latest status and the names of its artifacts, in the order of their first appearance.
 select
@@ -136,11 +141,11 @@ order by seq;
 -- begin_call
 -- Begin a run's call to the outside, or tell the result that is recorded for its key.
 select c.refused, c.result, c.attempts, c.calls, c.repeated, c.prompt_tokens, c.completion_tokens
-from rag.begin_call_v1({task_id}, {fence}, {key}, {kind}, {name}, {max_calls}, {max_tokens}) c;
+from rag.begin_call_alone_v1({context}, {task_id}, {fence}, {key}, {kind}, {name}, {max_calls}, {max_tokens}) c;
 
 -- finish_call
 -- Record the result of a call.
-select rag.finish_call_v1({task_id}, {fence}, {key}, {result}, {prompt_tokens}, {completion_tokens});
+select rag.finish_call_alone_v1({context}, {task_id}, {fence}, {key}, {result}, {prompt_tokens}, {completion_tokens});
 
 -- usage
 -- What one task's calls come to.
@@ -164,7 +169,7 @@ from queue.heartbeat_runs_v1({worker}, {task_ids}::uuid[], {fences}::bigint[], {
 
 -- release_runs
 -- Hand runs back before their leases end.
-select queue.release_runs_v1({worker}, {task_ids}::uuid[], {fences}::bigint[]);
+select queue.release_runs_v1({worker}, {task_ids}::uuid[], {fences}::bigint[]) as released;
 
 -- artifact_events
 -- Of one task's log, what its artifacts are folded from.

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from uuid import uuid4
+
 import asyncpg
 import pytest
 
 from rag.db.pool import Database
-from rag.errors import Unavailable
+from rag.errors import SealRefused, Unavailable
 from rag.tenants.operator import Tenant
 from sql import Query
 from tests.support.documents import put_raw_document
@@ -14,6 +16,12 @@ from tests.support.world import World
 
 pytestmark = pytest.mark.anyio
 
+CALL = Query(
+    name="call",
+    description="",
+    text="select seq from rag.events_after_v1($1, $2, 0)",
+    parameters=("context", "task_id"),
+)
 TITLES = Query(name="titles", description="", text="select title from rag.document", parameters=())
 
 
@@ -73,3 +81,27 @@ async def test_an_idle_connection_that_was_cut_costs_at_most_one_typed_error(wor
             assert await titles(database, world, acme) == []
         except Unavailable:
             assert await titles(database, world, acme) == []
+
+
+async def last_statement(world: World) -> str:
+    """Return what the servers' only connection was asked last."""
+    admin = await asyncpg.connect(world.superuser_url)
+    try:
+        (row,) = await admin.fetch(
+            "select query from pg_stat_activity where usename = 'bulkhead_app' and datname = current_database()"
+        )
+    finally:
+        await admin.close()
+    return row["query"]
+
+
+async def test_a_connection_is_reset_after_everything_but_one_call_that_ended_well(world: World) -> None:
+    acme = await world.tenant("acme")
+    async with world.database(pool_size=1) as database:
+        await database.fetch_sealed(CALL, world.principal(acme), task_id=uuid4())
+        assert "events_after_v1" in await last_statement(world)
+        await titles(database, world, acme)
+        assert "pg_prepared_statements" in await last_statement(world)
+        with pytest.raises(SealRefused):
+            await database.fetch_under(CALL, "no seal at all", task_id=uuid4())
+        assert "pg_prepared_statements" in await last_statement(world)

@@ -69,17 +69,18 @@ class Setting:
             await artifact(self.database, who, task_id, text, append=number > 0, fence=claim.fence)
         await artifact(self.database, who, task_id, "[1]", append=False, name="citations", fence=claim.fence)  # 6
         await artifact(self.database, who, task_id, "It is unlawful.", append=False, fence=claim.fence)  # 7
+        await calls.begin_call(
+            self.database,
+            who,
+            task_id,
+            "step:search",
+            fence=claim.fence,
+            kind=CallKind.TOOL,
+            name="hybrid_search",
+            max_calls=9,
+            max_tokens=9,
+        )
         async with self.database.tenant(who) as session:
-            await calls.begin_call(
-                session,
-                task_id,
-                "step:search",
-                fence=claim.fence,
-                kind=CallKind.TOOL,
-                name="hybrid_search",
-                max_calls=9,
-                max_tokens=9,
-            )
             for table, columns, row in (
                 ("checkpoints", "checkpoint_id, checkpoint", "'c', '{}'"),
                 ("checkpoint_blobs", "channel, version, type", "'c', 'v', 't'"),

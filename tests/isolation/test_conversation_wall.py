@@ -79,11 +79,10 @@ async def scene_fixture(world: World) -> AsyncGenerator[Scene]:
     async with world.database() as database, world.database(claims=True) as worker:
         task = await tasks.accept(database, ada)
         claim = await tasks.claim(worker)
-        async with worker.tenant(ada) as session:
-            await calls.begin_call(
-                session, task, "first", fence=claim.fence, kind=CallKind.TOOL, name="search", max_calls=9, max_tokens=9
-            )
-            await calls.finish_call(session, task, "first", {"found": "secret"}, fence=claim.fence)
+        await calls.begin_call(
+            worker, ada, task, "first", fence=claim.fence, kind=CallKind.TOOL, name="search", max_calls=9, max_tokens=9
+        )
+        await calls.finish_call(worker, ada, task, "first", {"found": "secret"}, fence=claim.fence)
         yield Scene(
             world=world,
             database=database,
