@@ -215,7 +215,9 @@ class Database:
     @asynccontextmanager
     async def _borrowed(self) -> AsyncGenerator[asyncpg.Connection]:
         with translated():
-            connection = await self.pool.acquire(timeout=CONNECT_TIMEOUT_S)
+            # a limit costs as much as a tenth of a short statement, and an idle connection is not waited for
+            limit_s = None if self.pool.get_idle_size() else CONNECT_TIMEOUT_S
+            connection = await self.pool.acquire(timeout=limit_s)
         try:
             yield cast("asyncpg.Connection", connection)
         finally:
