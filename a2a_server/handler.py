@@ -160,8 +160,7 @@ class TaskHandler(RequestHandler):
         """CancelTask (3.1.5): durable when it returns; the worker stops within milliseconds."""
         principal = _caller(context)
         task_id = incoming.task_id_of(params.id)
-        async with self._database.tenant(principal) as session:
-            await store.cancel(session, task_id)
+        await store.cancel(self._database, principal, task_id)
         return await self._snapshot(principal, task_id)
 
     async def on_create_task_push_notification_config(

@@ -497,6 +497,7 @@ CREATE FUNCTION queue.heartbeat_runs_v1(claimant text, tasks uuid[], fences bigi
     LANGUAGE sql SECURITY DEFINER
     SET search_path TO ''
     AS $$
+    select set_config('synchronous_commit', 'off', true);
     update queue.run r
     set leased_until = clock_timestamp() + make_interval(secs => lease_s)
     from unnest(tasks, fences) as held (task_id, fence)

@@ -25,7 +25,7 @@ __all__ = ["CANCEL_CHANNEL", "RUN_CHANNEL", "Worker"]
 _log = logging.getLogger(__name__)
 RUN_CHANNEL = "bulkhead_run"
 CANCEL_CHANNEL = "bulkhead_cancel"
-POLL_S = 1.0
+POLL_S = 0.5
 """Leases run out in silence: the queue is looked at this often without a wake-up."""
 HEARTBEATS_PER_LEASE = 3
 RELEASE_TIMEOUT_S = 2.0

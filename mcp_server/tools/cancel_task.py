@@ -29,8 +29,7 @@ class CancelArguments(Arguments):
 async def run(call: Call, arguments: CancelArguments) -> TaskOutput:
     """End the task in the caller's tenant; its worker stops within moments."""
     with suppress(TaskNotCancelable):
-        async with call.runtime.database.tenant(call.principal) as session:
-            await store.cancel(session, arguments.task_id)
+        await store.cancel(call.runtime.database, call.principal, arguments.task_id)
     found = await tasks.summary(call, arguments.task_id)
     if found.task.state is not TaskState.CANCELED:
         raise TaskNotCancelable(f"the task has already ended: it is {found.task.state.value}")

@@ -242,8 +242,8 @@ async def append_alone(
     kind: EventKind,
     payload: Mapping[str, Any],
     *,
-    fence: int,
-    key: str,
+    fence: int | None,
+    key: str | None,
     state: TaskState | None,
 ) -> int:
     """As `append`, in a transaction of its own that is one round trip.
@@ -296,16 +296,19 @@ async def complete(
     return row["seq"] is not None
 
 
-async def cancel(session: Session, task_id: UUID) -> None:
+async def cancel(database: Database, principal: Principal, task_id: UUID) -> None:
     """End the task as canceled; its worker loses the run in the same moment.
 
     Raises:
-        NotFound: There is none of that id that the session's caller sees.
+        NotFound: There is none of that id that the principal sees.
         TaskNotCancelable: It has already ended.
+        SealRefused, Revoked, Unavailable: As `Database.tenant`.
     """
-    await get_task(session, task_id)
+    await read_task(database, principal, task_id, after=None)
     payload = status_payload(TaskState.CANCELED, "canceled on request")
-    await append(session, task_id, EventKind.STATUS, payload, fence=None, state=TaskState.CANCELED)
+    await append_alone(
+        database, principal, task_id, EventKind.STATUS, payload, fence=None, key=None, state=TaskState.CANCELED
+    )
 
 
 def status_payload(state: TaskState, message: str | None, metadata: Mapping[str, Any] | None = None) -> dict[str, Any]:

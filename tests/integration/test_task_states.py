@@ -239,8 +239,7 @@ class Game:
 
     async def _cancel(self) -> None:
         async def write() -> bool:
-            async with self.database.tenant(self.ada) as session:
-                await store.cancel(session, self.task_id)
+            await store.cancel(self.database, self.ada, self.task_id)
             return True
 
         try:

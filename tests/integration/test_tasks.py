@@ -149,8 +149,7 @@ async def test_a_heartbeat_passes_a_fenced_write_and_tells_what_is_lost(setting:
         with anyio.fail_after(5):
             alive = await leases.heartbeat_runs(setting.database, worker="worker-a", held=[claim], lease_s=60)
         assert alive == {(task_id, claim.fence)}
-    async with setting.database.tenant(setting.ada) as session:
-        await store.cancel(session, task_id)
+    await store.cancel(setting.database, setting.ada, task_id)
     assert await leases.heartbeat_runs(setting.database, worker="worker-a", held=[claim], lease_s=60) == set()
 
 
@@ -225,13 +224,11 @@ async def test_every_workflow_ends_while_the_seal_of_its_claim_still_holds(setti
 async def test_a_cancel_ends_the_task_and_takes_the_run_from_its_worker(setting: Setting) -> None:
     task_id = await tasks.accept(setting.database, setting.ada)
     claim = await tasks.claim(setting.database)
-    async with setting.database.tenant(setting.ada) as session:
-        await store.cancel(session, task_id)
+    await store.cancel(setting.database, setting.ada, task_id)
     with pytest.raises(FenceLost):
         await tasks.progress(setting.database, setting.ada, task_id, "late", fence=claim.fence)
-    async with setting.database.tenant(setting.ada) as session:
-        with pytest.raises(TaskNotCancelable):
-            await store.cancel(session, task_id)
+    with pytest.raises(TaskNotCancelable):
+        await store.cancel(setting.database, setting.ada, task_id)
 
 
 async def test_cancels_and_fenced_writes_at_once_never_deadlock(setting: Setting) -> None:
@@ -247,8 +244,7 @@ async def test_cancels_and_fenced_writes_at_once_never_deadlock(setting: Setting
             async with anyio.create_task_group() as group:
                 group.start_soon(write_until_fenced, task_id, claim.fence)
                 group.start_soon(write_until_fenced, task_id, claim.fence)
-                async with setting.database.tenant(setting.ada) as session:
-                    await store.cancel(session, task_id)
+                await store.cancel(setting.database, setting.ada, task_id)
 
 
 async def test_another_tenant_cannot_find_list_append_or_cancel(setting: Setting) -> None:
@@ -256,9 +252,9 @@ async def test_another_tenant_cannot_find_list_append_or_cancel(setting: Setting
     claim = await tasks.claim(setting.database)
     with pytest.raises(NotFound):
         await tasks.read(setting.database, setting.eve, task_id)
+    with pytest.raises(NotFound):
+        await store.cancel(setting.database, setting.eve, task_id)
     async with setting.database.tenant(setting.eve) as session:
-        with pytest.raises(NotFound):
-            await store.cancel(session, task_id)
         assert await store.list_tasks(session, TaskFilter(), page_size=100) == []
         assert await store.count_tasks(session, TaskFilter()) == 0
         assert await store.events_after(session, task_id, 0) == []

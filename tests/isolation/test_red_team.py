@@ -199,8 +199,7 @@ async def test_wake_ups_name_no_tenant_and_quote_nothing(world: World) -> None:
             async with database.tenant(ada) as session:
                 await sql(session, HOOK.format(task=task_id))
             await tasks.progress(database, ada, task_id, "a secret answer", fence=None)
-            async with database.tenant(ada) as session:
-                await store.cancel(session, task_id)
+            await store.cancel(database, ada, task_id)
         with anyio.fail_after(5):
             while {channel for channel, _ in heard} < OPAQUE | {"bulkhead_task"}:
                 await spy.fetchval("select 1")

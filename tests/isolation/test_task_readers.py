@@ -306,8 +306,7 @@ async def test_nothing_is_queued_for_a_task_that_the_caller_does_not_see(scene: 
 
 async def test_the_seal_of_a_claim_opens_its_own_task_and_no_document_and_no_other_task(scene: Scene) -> None:
     other = await tasks.accept(scene.database, scene.bob)
-    async with scene.database.tenant(scene.bob) as session:
-        await store.cancel(session, other)
+    await store.cancel(scene.database, scene.bob, other)
     claim = await tasks.claim(scene.database)
     await scene.mcp.put("Deal", text=SECRET, groups=("board",))
     async with scene.database.sealed(claim.seal) as session:
