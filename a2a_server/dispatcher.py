@@ -7,7 +7,7 @@ strict JSON (-32700), SSE ids, HTTP statuses of a closed door.
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping
-from typing import Any
+from typing import Any, cast
 
 import orjson
 from a2a.server.context import ServerCallContext
@@ -22,9 +22,11 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from a2a_server.errors import http_status
+from a2a_server.errors import a2a_error, http_status
 from a2a_server.legacy import LegacyRpc
+from a2a_server.protocol import incoming
 from a2a_server.web import PrincipalContext, StrictRequest, TaskStreams, activate, begun, media_type_of
+from rag.errors import InvalidInput
 
 __all__ = ["Dispatcher"]
 
@@ -45,13 +47,15 @@ class Dispatcher(JsonRpcDispatcher):
             return self._generate_error_response(None, ContentTypeNotSupportedError("send application/json"))
         request = StrictRequest(request.scope, request.receive)
         try:
-            await request.json()
+            body = await request.json()
         except orjson.JSONDecodeError:
             return self._generate_error_response(None, JSONParseError())
         except HTTPException as exc:
             return JSONResponse(
                 build_error_response(None, InvalidRequestError(str(exc.detail))), status_code=exc.status_code
             )
+        if isinstance(body, dict) and (unknown := _unknown_status(cast("dict[str, Any]", body))):
+            return unknown
         return await super().handle_requests(request)
 
     def _generate_error_response(
@@ -89,6 +93,20 @@ class Dispatcher(JsonRpcDispatcher):
                 refused=lambda error: build_error_response(request_id, error),
             )
         return activate(response, self._card, context)
+
+
+def _unknown_status(body: Mapping[str, Any]) -> JSONResponse | None:
+    """Return the refusal of a ListTasks by a state that there is not."""
+    asked = body.get("params")
+    if body.get("method") != "ListTasks" or not isinstance(asked, dict):
+        return None
+    try:
+        incoming.check_status_name(cast("dict[str, Any]", asked))
+    except InvalidInput as exc:
+        called = body.get("id")
+        request_id = called if isinstance(called, str | int) and not isinstance(called, bool) else None
+        return _error_answer(build_error_response(request_id, a2a_error(exc)))
+    return None
 
 
 def _json(value: Mapping[str, Any]) -> Response:

@@ -34,9 +34,11 @@ from starlette.responses import Response
 from starlette.routing import Mount, Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from a2a_server.errors import json_status
+from a2a_server.errors import a2a_error, json_status
 from a2a_server.legacy import LegacyRest
+from a2a_server.protocol import incoming
 from a2a_server.web import PrincipalContext, StrictRequest, TaskStreams, activate, begun, media_type_of, without_text
+from rag.errors import InvalidInput
 
 __all__ = ["refusal", "rest_app"]
 
@@ -228,6 +230,10 @@ async def _params(operation: Operation, request: Request) -> Any:
         for name, value in request.path_params.items():
             if name != "tenant":
                 setattr(params, name, value)
+        if isinstance(params, pb.ListTasksRequest):
+            incoming.check_status_name(request.query_params)
+    except InvalidInput as exc:
+        raise a2a_error(exc) from None
     except Exception:  # noqa: BLE001  # protobuf raises many; its texts quote the request
         raise InvalidParamsError from None
     return params

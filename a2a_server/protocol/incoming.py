@@ -32,6 +32,7 @@ __all__ = [
     "INPUT_MODES",
     "OUTPUT_MODES",
     "Sent",
+    "check_status_name",
     "history_length_of",
     "json_of",
     "last_event_id_of",
@@ -156,6 +157,19 @@ def page_size_of(request: ListTasksRequest) -> int:
     return size
 
 
+def check_status_name(asked: Mapping[str, Any]) -> None:
+    """Refuse a ListTasks, as JSON or a query, whose status has a name that no state has.
+
+    The SDK reads such a name as UNSPECIFIED, which filters nothing: whoever asks for one would be told of all tasks.
+
+    Raises:
+        InvalidInput: It has.
+    """
+    name = asked.get("status")
+    if isinstance(name, str) and name and name not in TaskState.keys() and not name.isdecimal():  # noqa: SIM118
+        raise InvalidInput("status is not the state of a task")
+
+
 def list_filter_of(request: ListTasksRequest) -> values.TaskFilter:
     """Return which tasks are wanted.
 
@@ -164,7 +178,6 @@ def list_filter_of(request: ListTasksRequest) -> values.TaskFilter:
     """
     if len(request.context_id) > MAX_ID_CHARS:
         raise InvalidInput(f"contextId is longer than {MAX_ID_CHARS} characters")
-    # NOTE: a name that is unknown never gets here: the SDK reads it as UNSPECIFIED, which filters nothing.
     if request.status and request.status not in _STATES:
         raise InvalidInput("status is not the state of a task")
     since = None

@@ -158,6 +158,7 @@ async def test_a_version_may_come_in_the_query(scene: Scene) -> None:
         ("POST", "/message:send", b"\xff\xfe"),
         ("POST", "/message:send", b""),
         ("GET", "/tasks?pageSize=many", b""),
+        ("GET", "/tasks?status=TASK_STATE_DONE", b""),
         ("GET", "/tasks?pageSize=99999999999999999999", b""),
         ("GET", "/tasks?statusTimestampAfter=yesterday", b""),
         ("GET", "/tasks?pageToken=%00", b""),

@@ -399,6 +399,14 @@ async def test_a_page_size_out_of_bounds_is_refused(scene: Scene, size: int) -> 
     assert (await scene.rpc().error("ListTasks", {"pageSize": size}))["code"] == -32602
 
 
+@pytest.mark.parametrize("name", ["TASK_STATE_DONE", "completed", "-1"])
+async def test_a_list_by_a_state_that_there_is_not_is_refused(scene: Scene, name: str) -> None:
+    await _submitted(scene.rpc())
+    refused = await scene.rpc().error("ListTasks", {"status": name})
+    assert (refused["code"], refused["message"]) == (-32602, "status is not the state of a task")
+    assert (await scene.rpc().call("ListTasks", {"status": ""}))["totalSize"] == 1
+
+
 async def test_a_cursor_is_good_for_its_own_tenant_only(scene: Scene) -> None:
     mine, theirs = scene.rpc(), scene.rpc(scene.rival)
     for _ in range(2):
