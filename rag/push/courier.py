@@ -179,7 +179,7 @@ class Courier:
         """Return the task, what comes next, and whether the last of it is the task's end; read as the webhook's maker.
 
         Raises:
-            Failed: The maker may not read it any more.
+            Failed: The maker may not read it any more, or it cannot be written.
         """
         task_id, seq = claim.task_id, claim.next_seq
         try:
@@ -197,14 +197,22 @@ class Courier:
         if whole:
             seq = max(seq, task.compacted_to)
             events = [one for one in events if one.seq <= seq]
-            notices = [Notice(task_id=task_id, seq=seq, body=self.rendering.snapshot(task, events))]
-        else:
-            notices = [Notice(task_id=task_id, seq=one.seq, body=self.rendering.event(task, one)) for one in events]
+        try:
+            notices = (
+                [Notice(task_id=task_id, seq=seq, body=self.rendering.snapshot(task, events))]
+                if whole
+                else [Notice(task_id=task_id, seq=one.seq, body=self.rendering.event(task, one)) for one in events]
+            )
+        except Exception as exc:  # whatever broke would break each time: it is given up like anything else
+            _log.exception("a notification cannot be written")
+            raise Failed("cannot be written") from exc
         return task, notices, any(_ends(one) for one in events)
 
     async def _failed(self, claim: ClaimedPush, exc: Failed) -> None:
         attempts = claim.attempts + 1
         delay_s = None if exc.final else self.pace.delay_s(attempts, self.chance())
+        if delay_s is not None and exc.after is not None:
+            delay_s = max(delay_s, exc.after.seconds(self.clock()))
         async with self.database.sealed(claim.seal) as session:
             if not await store.fail(session, claim, delay_s=delay_s, reason=exc.reason):
                 return

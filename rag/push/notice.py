@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from urllib.parse import urlsplit
 from uuid import UUID, uuid4
 
@@ -17,7 +18,7 @@ from rag.identity.outward import OutwardKey
 from rag.outbound import AddressRefused
 from rag.push.values import Recipient
 
-__all__ = ["ID_HEADER", "SIGNATURE_HEADER", "TOKEN_HEADER", "Failed", "Notice", "headers_of", "send"]
+__all__ = ["ID_HEADER", "SIGNATURE_HEADER", "TOKEN_HEADER", "Failed", "Notice", "RetryAfter", "headers_of", "send"]
 
 MEDIA_TYPE = "application/a2a+json"
 TOKEN_HEADER = "X-A2A-Notification-Token"  # noqa: S105  # the name of a header
@@ -26,6 +27,8 @@ SIGNATURE_HEADER = "X-A2A-Notification-Signature"
 SIGNATURE_LIFETIME_S = 300
 GONE = 410
 """RFC 9110, section 15.5.11: the receiver says that it will not come back."""
+MAX_RETRY_AFTER_S = 3600.0
+"""As long as the longest pause of our own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,14 +46,35 @@ class Notice:
         return f"{self.task_id}/{self.seq}"
 
 
+@dataclass(frozen=True, slots=True)
+class RetryAfter:
+    """The header of that name (RFC 9110, section 10.2.3): a number of seconds, or a date. What is neither counts for
+    nothing.
+    """
+
+    text: str
+
+    def seconds(self, now: float) -> float:
+        """Return how long it asks to be left alone, from `now` (epoch seconds) on; MAX_RETRY_AFTER_S at most."""
+        if self.text.isascii() and self.text.isdigit():
+            wanted = float(self.text[:9])
+        else:
+            try:
+                wanted = parsedate_to_datetime(self.text).timestamp() - now
+            except (ValueError, OverflowError):
+                return 0.0
+        return min(max(wanted, 0.0), MAX_RETRY_AFTER_S)
+
+
 class Failed(Exception):
     """It was not taken. `reason` is a word of ours, and holds nothing of the answer. Never leaves `rag.push`."""
 
-    def __init__(self, reason: str, *, final: bool = False) -> None:
-        """`final`: it makes no sense to try again."""
+    def __init__(self, reason: str, *, final: bool = False, after: RetryAfter | None = None) -> None:
+        """`final`: it makes no sense to try again; `after`: when to try again, at the soonest."""
         super().__init__(reason)
         self.reason = reason
         self.final = final
+        self.after = after
 
 
 def headers_of(notice: Notice, to: Recipient, *, key: OutwardKey, issuer: str, now: float) -> dict[str, str]:
@@ -102,7 +126,7 @@ async def send(
         with anyio.fail_after(timeout_s):
             request = client.stream("POST", to.url, content=notice.body, headers=headers, timeout=timeout_s)
             async with request as response:
-                status = response.status_code
+                status, after = response.status_code, response.headers.get("retry-after")
     except AddressRefused as exc:
         raise Failed("address refused") from exc
     except (TimeoutError, httpx2.TimeoutException) as exc:
@@ -110,4 +134,4 @@ async def send(
     except (httpx2.HTTPError, httpx2.InvalidURL, UnicodeError) as exc:
         raise Failed("unreachable") from exc
     if not 200 <= status < 300:
-        raise Failed(f"HTTP {status}", final=status == GONE)
+        raise Failed(f"HTTP {status}", final=status == GONE, after=RetryAfter(after.strip()) if after else None)

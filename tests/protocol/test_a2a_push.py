@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from secrets import token_bytes, token_hex
@@ -31,7 +32,8 @@ from rag.identity.seal import load_seal_keys
 from rag.identity.tls import ensure_development_tls
 from rag.push import store
 from rag.push.values import MAX_CONFIGS, DeadPush, Pace
-from rag.tasks.values import TaskState
+from rag.tasks import store as task_store
+from rag.tasks.values import EventKind, TaskState
 from rag.tenants.operator import Tenant
 from tests.support import tasks
 from tests.support.agents import Rpc, a2a_server, message, worker
@@ -295,6 +297,29 @@ async def test_what_a_receiver_refuses_is_told_again_until_it_is_taken_and_nothi
     assert scene.hook.seqs == [1, 1, 1, 1, 1, 2, 3, 4]
     ids = {one.headers["x-a2a-notification-signature"] for one in scene.hook.received}
     assert len(ids) == len(scene.hook.received), "each attempt is signed anew"
+
+
+async def test_a_receiver_says_when_it_wants_to_be_told_again(scene: Scene) -> None:
+    scene.hook.answer = lambda _: Response(status_code=503, headers={"retry-after": "1800"})
+    async with couriers(scene.world, scene.base):
+        await scene.task(url=scene.hook.url)
+        with anyio.fail_after(BOUND_S):
+            while not (row := (await scene.outbox())[0])["attempts"]:  # noqa: ASYNC110  # the database tells nobody
+                await anyio.sleep(0.02)
+    assert (row["attempts"], row["reason"]) == (1, "HTTP 503")
+    assert row["due_at"] - datetime.now(UTC) > timedelta(minutes=25), "its own pause is shorter than a second"
+
+
+async def test_an_event_that_cannot_be_written_is_given_up_like_one_that_nobody_takes(scene: Scene) -> None:
+    async with couriers(scene.world, scene.base):
+        task_id = await scene.task(url=scene.hook.url)
+        await scene.hook.until(1)
+        async with scene.database.tenant(scene.world.principal(scene.acme)) as session:
+            half: dict[str, object] = {"state": "working"}
+            await task_store.append(session, task_id, EventKind.STATUS, half, fence=None, state=TaskState.WORKING)
+        dead = await scene.given_up()
+    assert (dead.next_seq, dead.attempts, dead.reason) == (2, QUICK.attempts, "cannot be written")
+    assert scene.hook.seqs == [1]
 
 
 async def test_a_webhook_that_never_takes_anything_is_given_up_visibly_and_goes_on_when_told_to(scene: Scene) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from rag.errors import InvalidInput
+from rag.push.notice import RetryAfter
 from rag.push.values import PACE, Credentials, NewWebhook, Pace
 
 
@@ -19,6 +20,24 @@ def test_waits_grow_are_spread_over_their_upper_half_and_end() -> None:
 def test_a_lease_outlasts_a_delivery() -> None:
     assert PACE.lease_s > PACE.timeout_s + 10
     assert 10 <= PACE.timeout_s <= 30, "A2A 1.0, section 13.2"
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("120", 120.0),
+        ("0", 0.0),
+        ("9" * 40, 3600.0),
+        ("Thu, 01 Jan 1970 00:18:40 GMT", 120.0),
+        ("Thu, 01 Jan 1970 00:00:00 GMT", 0.0),
+        ("soon", 0.0),
+        ("-5", 0.0),
+        ("\u0661\u0662", 0.0),
+        ("Thu, 01 Jan 99999 00:00:00 GMT", 0.0),
+    ],
+)
+def test_a_receivers_wish_to_be_left_alone_is_read_or_counts_for_nothing(text: str, seconds: float) -> None:
+    assert RetryAfter(text).seconds(1000.0) == seconds
 
 
 def test_one_attempt_may_be_all() -> None:
