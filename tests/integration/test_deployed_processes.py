@@ -18,8 +18,12 @@ from uuid import uuid4
 
 import anyio
 import asyncpg
+import grpc
+import grpc.aio
 import httpx
 import pytest
+from a2a.types import a2a_pb2 as pb
+from a2a.types.a2a_pb2_grpc import A2AServiceStub
 
 from rag.db.embedded import embedded_postgres, remove_embedded_postgres
 from rag.db.gates import check_role
@@ -116,9 +120,13 @@ async def test_every_service_starts_serves_over_tls_and_stops_on_sigterm(
     containers = _deploy(profile, server, tmp_path, database=f"served_{profile}")
     await _migrate(containers["migrate"])
     ports = {"mcp-server": free_port(), "a2a-server": free_port()}
+    grpc_port = free_port()
     with ExitStack() as stack:
         running = {
-            name: stack.enter_context(_process(containers[name], ports, tmp_path / f"{name}.log")) for name in SERVICES
+            name: stack.enter_context(
+                _process(containers[name], ports, tmp_path / f"{name}.log", a2a_grpc_port=grpc_port)
+            )
+            for name in SERVICES
         }
         for process in running.values():
             stack.callback(process.kill)
@@ -140,6 +148,7 @@ async def test_every_service_starts_serves_over_tls_and_stops_on_sigterm(
                     }
                     answer = await client.post(endpoint, headers=headers, json=INITIALIZE)
                     assert answer.status_code == status, (host, answer.text)
+            await _speaks_grpc(f"localhost:{grpc_port}", containers)
             await _connects(server, f"served_{profile}", "bulkhead-worker-listen", running["worker"])
             await _connects(server, f"served_{profile}", "bulkhead-maintenance", running["maintenance"])
         for process in running.values():
@@ -157,7 +166,23 @@ async def _migrate(container: Container) -> None:
     assert done.returncode == 0, done.stderr.decode()
 
 
-def _process(container: Container, ports: dict[str, int], log: Path) -> subprocess.Popen[bytes]:
+async def _speaks_grpc(target: str, containers: dict[str, Container]) -> None:
+    """Ask the third binding for a list over TLS: it verifies the token, and refuses one without scopes."""
+    authority = containers["worker"].settings.ca_certificate
+    assert authority is not None
+    token = token_issuer(containers["operator"].settings).issue(
+        tenant_id=uuid4(), subject="ada", audience=Audience.A2A, scopes=frozenset(), lifetime_s=60.0
+    )
+    credentials = grpc.ssl_channel_credentials(await anyio.Path(authority).read_bytes())
+    async with grpc.aio.secure_channel(target, credentials) as channel:
+        stub = A2AServiceStub(channel)
+        metadata = (("authorization", f"Bearer {token}"), ("a2a-version", "1.0"))
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await stub.ListTasks(pb.ListTasksRequest(), metadata=metadata, timeout=START_BOUND_S)
+    assert refused.value.code() is grpc.StatusCode.PERMISSION_DENIED
+
+
+def _process(container: Container, ports: dict[str, int], log: Path, *, a2a_grpc_port: int) -> subprocess.Popen[bytes]:
     """Start the container's module with its settings, but for what this machine has not: names, Redis, a collector."""
     settings: Settings = dataclasses.replace(
         container.settings,
@@ -166,6 +191,7 @@ def _process(container: Container, ports: dict[str, int], log: Path) -> subproce
         llm_url=None,
         mcp_port=ports["mcp-server"],
         a2a_port=ports["a2a-server"],
+        a2a_grpc_port=a2a_grpc_port if container.settings.a2a_grpc_port else None,
     )
     with log.open("wb") as file:
         return subprocess.Popen(

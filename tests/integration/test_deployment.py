@@ -157,8 +157,13 @@ def test_addresses_and_ports_agree_with_the_settings(containers: dict[str, Conta
     assert containers["worker"].settings.mcp_url == f"https://mcp-server:{ports['mcp-server']}/mcp"
     assert containers["operator"].settings.a2a_url == f"https://a2a-server:{ports['a2a-server']}"
     services = compose(COMPOSE_VARIABLES)["services"]
+    grpc = defaults.a2a_port + 1
+    assert containers["a2a-server"].settings.a2a_grpc_host == "0.0.0.0"  # noqa: S104
+    assert containers["a2a-server"].settings.a2a_grpc_port == grpc
+    assert containers["a2a-server"].settings.a2a_grpc_url in {f"localhost:{grpc}", f"a2a-server:{grpc}"}
+    assert services["a2a-server"]["ports"][1:] == [f"127.0.0.1:{grpc}:{grpc}"]
     for name, port in ports.items():
-        assert services[name]["ports"] == [f"127.0.0.1:{port}:{port}"]
+        assert services[name]["ports"][0] == f"127.0.0.1:{port}:{port}"
         assert services[name]["healthcheck"]["test"][-1] == f"https://localhost:{port}/readyz"
 
 
