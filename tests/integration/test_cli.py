@@ -349,8 +349,8 @@ def test_after_a_kill_the_next_start_finds_the_data_and_no_leftovers(made: Insta
         assert second.stop() == 0
 
 
-def test_up_serves_tls_with_its_own_authority(made: Installation) -> None:
-    up = Up(made, "--tls")
+def test_up_serves_tls_with_its_own_authority_and_the_kits_agent_where_it_is_asked_for(made: Installation) -> None:
+    up = Up(made, "--tls", "--test-fixtures")
     try:
         assert up.addresses["mcp"].startswith("https://")
         authority = ssl.create_default_context(cafile=str(made.root / "certs" / "ca.pem"))
@@ -359,6 +359,19 @@ def test_up_serves_tls_with_its_own_authority(made: Installation) -> None:
         assert "https://" in card.text
         with pytest.raises(httpx.ConnectError):
             httpx.get(up.addresses["agent_card"], timeout=10)
+        made.run("tenant", "create", "acme")
+        token = made.run("token", "--tenant", "acme", "--user", "ada", "--audience", "a2a-server").stdout.strip()
+        message = {"messageId": "tck-artifact-data-1", "role": "ROLE_USER", "parts": [{"text": "the kit's words"}]}
+        answer = httpx.post(
+            f"{up.addresses['a2a']}/a2a/jsonrpc",
+            json={"jsonrpc": "2.0", "id": 1, "method": "SendMessage", "params": {"message": message}},
+            headers={"authorization": f"Bearer {token}", "a2a-version": "1.0"},
+            verify=authority,
+            timeout=READY_BOUND_S,
+        ).json()
+        task = answer["result"]["task"]
+        assert task["status"]["state"] == "TASK_STATE_COMPLETED"
+        assert task["artifacts"][0]["parts"][0]["data"] == {"key": "value", "count": 42}
     finally:
         assert up.stop() == 0
 
