@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID, uuid4
@@ -28,7 +29,7 @@ from tests.support.agents import Rpc, a2a_server, message
 from tests.support.index import stored
 from tests.support.mcp_scene import McpScene, mcp_scene
 from tests.support.mcp_wire import answered
-from tests.support.world import ALL_SCOPES, World
+from tests.support.world import ALL_SCOPES, Cluster, World, world
 from workflows.checkpoints import RunContext, TenantPostgresSaver, open_checkpoints
 
 pytestmark = pytest.mark.anyio
@@ -86,8 +87,8 @@ class Scene:
         return (await own.raw(method, params)).text
 
 
-@pytest.fixture(name="scene")
-async def scene_fixture(world: World) -> AsyncGenerator[Scene]:
+@asynccontextmanager
+async def scene_of(world: World) -> AsyncGenerator[Scene]:
     """Both servers, a task that works, and no worker."""
     async with (
         mcp_scene(world) as mcp,
@@ -109,8 +110,22 @@ async def scene_fixture(world: World) -> AsyncGenerator[Scene]:
             artifact = {"artifact_id": "answer", "name": "answer", "append": False, "last_chunk": True}
             payload = {**artifact, "parts": [{"text": SECRET}]}
             await store.append(session, task, EventKind.ARTIFACT, payload, fence=None)
+        yield dataclasses.replace(scene, bob=bob, task=task)
+
+
+@pytest.fixture(name="scene")
+async def scene_fixture(world: World) -> AsyncGenerator[Scene]:
+    """A scene of the test's own."""
+    async with scene_of(world) as own:
         with anyio.fail_after(60):
-            yield dataclasses.replace(scene, bob=bob, task=task)
+            yield own
+
+
+@pytest.fixture(scope="module", name="stage")
+async def stage_fixture(cluster: Cluster) -> AsyncGenerator[Scene]:
+    """The scene of all tests that change nothing."""
+    async with world(cluster) as own, scene_of(own) as shared:
+        yield shared
 
 
 async def mcp_list(scene: Scene, who: str, task: str) -> Any:
@@ -163,11 +178,11 @@ async def told(scene: Scene, door: Door, who: str, task: UUID) -> str:
 
 
 @pytest.mark.parametrize("door", READING)
-async def test_whoever_is_not_in_all_groups_of_a_task_is_told_what_is_told_of_none(scene: Scene, door: str) -> None:
+async def test_whoever_is_not_in_all_groups_of_a_task_is_told_what_is_told_of_none(stage: Scene, door: str) -> None:
     nothing = uuid4()
     for who in USERS:
-        absent = await told(scene, READING[door], who, nothing)
-        answer = await told(scene, READING[door], who, scene.task)
+        absent = await told(stage, READING[door], who, nothing)
+        answer = await told(stage, READING[door], who, stage.task)
         assert (answer != absent) == (who in SEES), (who, answer)
         assert who in SEES or "secret" not in answer
 
@@ -285,11 +300,11 @@ async def test_no_statement_reaches_a_task_that_its_caller_does_not_see(scene: S
 
 
 @pytest.mark.parametrize("attempt", REFUSED)
-async def test_no_statement_writes_more_into_a_task_than_its_caller_is(scene: Scene, attempt: str) -> None:
-    before = await everything(scene)
+async def test_no_statement_writes_more_into_a_task_than_its_caller_is(stage: Scene, attempt: str) -> None:
+    before = await everything(stage)
     with pytest.raises((SealRefused, Forbidden)):
-        await inject(scene, "member of one of them", attempt)
-    assert await everything(scene) == before
+        await inject(stage, "member of one of them", attempt)
+    assert await everything(stage) == before
 
 
 async def test_nothing_is_queued_for_a_task_that_the_caller_does_not_see(scene: Scene) -> None:

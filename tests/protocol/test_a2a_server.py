@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from rag.tasks.values import EventKind, TaskState
 from rag.tenants.operator import Tenant
 from tests.support import tasks
 from tests.support.agents import Rpc, a2a_server, message
-from tests.support.world import ALL_SCOPES, World
+from tests.support.world import ALL_SCOPES, Cluster, World, world
 
 pytestmark = pytest.mark.anyio
 BOUND_S = 20.0
@@ -94,16 +95,25 @@ class Played:
         await self.status(TaskState.COMPLETED, "done")
 
 
-@pytest.fixture(name="scene")
-async def scene_fixture(world: World) -> AsyncGenerator[Scene]:
-    """One replica."""
-    acme, rival = await world.tenant("acme"), await world.tenant("rival")
+@pytest.fixture(scope="module", name="stage")
+async def stage_fixture(cluster: Cluster) -> AsyncGenerator[Scene]:
+    """One replica for all tests of the file."""
     async with (
-        world.database() as database,
-        a2a_server(world) as base,
+        world(cluster) as own,
+        own.database() as database,
+        a2a_server(own) as base,
         httpx.AsyncClient(timeout=BOUND_S) as http,
     ):
-        yield Scene(world=world, base=base, acme=acme, rival=rival, database=database, http=http)
+        acme, rival = await own.tenant("acme"), await own.tenant("rival")
+        yield Scene(world=own, base=base, acme=acme, rival=rival, database=database, http=http)
+
+
+@pytest.fixture(name="scene")
+async def scene_fixture(stage: Scene) -> Scene:
+    """The file's replica, with tenants of the test's own."""
+    number = uuid4().hex[:8]
+    acme, rival = await stage.world.tenant(f"acme-{number}"), await stage.world.tenant(f"rival-{number}")
+    return dataclasses.replace(stage, acme=acme, rival=rival)
 
 
 def _send(text: str = "why?") -> pb.SendMessageRequest:
@@ -476,12 +486,9 @@ async def test_scopes_are_asked_for_at_the_door_and_by_the_skill(scene: Scene) -
     assert "corpus:read" in refused.json()["error"]["message"]
 
 
-async def test_a_tenant_over_its_rate_is_told_when_to_come_back(world: World) -> None:
-    acme, rival = await world.tenant("acme"), await world.tenant("rival")
-    async with a2a_server(world, request_limit_per_minute=6) as base, httpx.AsyncClient(timeout=BOUND_S) as http:
-        mine, theirs = [
-            Rpc(base=base, token=world.token(one, audience=Audience.A2A), http=http) for one in (acme, rival)
-        ]
+async def test_a_tenant_over_its_rate_is_told_when_to_come_back(scene: Scene) -> None:
+    async with a2a_server(scene.world, request_limit_per_minute=6) as base:
+        mine, theirs = scene.rpc(base=base), scene.rpc(scene.rival, base=base)
         answers = [await mine.raw("ListTasks", {}) for _ in range(3)]
         assert answers[-1].status_code == 429
         assert int(answers[-1].headers["retry-after"]) >= 1
