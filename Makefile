@@ -49,8 +49,8 @@ test-heavy: $(VENV)/.dev ## Run the long tests
 	@$(BIN)/python -m pytest -m heavy --timeout 900
 	@$(BIN)/python -m pytest -m faults -n 0 -s --fault-runs 200 --timeout 3600 tests/faults
 
-faults: $(VENV)/.dev ## Kill, freeze and cut off workers at 40 boundaries of a task
-	@$(BIN)/python -m pytest -m faults -n 0 -s tests/faults
+faults: $(VENV)/.dev ## Kill, freeze and cut off processes in the middle of tasks, a worker at 40 boundaries of one
+	@$(BIN)/python -m pytest -m faults -n 0 -s tests/faults tests/bench/test_a2a_streams.py
 
 # what the tests in Node need: as tests/node/package-lock.json says, from whichever registry npm is configured for
 $(NODE_MODULES)/.package-lock.json: tests/node/package-lock.json tests/node/package.json tests/node/.npmrc

@@ -44,6 +44,7 @@ class Crowd:
         return self.ticks * self.interval_s
 
 
+@pytest.mark.faults
 async def test_sixty_streams_miss_nothing_when_they_are_cut_and_a_replica_is_killed(
     world: World, tmp_path: Path
 ) -> None:

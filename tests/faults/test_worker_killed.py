@@ -23,7 +23,7 @@ from tests.support.gated_model import GatedModel, gated_model
 from tests.support.processes import Started, fleet_settings, started
 from tests.support.world import World
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.faults]
 BOUND_S = 60.0
 LEASE_S = 2.0
 TEXT = "It shall be unlawful for any person to use any manipulative or deceptive device in the sale of any security."
