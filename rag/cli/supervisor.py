@@ -16,8 +16,9 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncGenerator, Generator, Mapping
+from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import anyio
@@ -30,15 +31,10 @@ from rag.identity.keys import write_private
 from rag.runtime import http_client
 from rag.settings import Settings
 
-__all__ = ["PROCESSES", "free_port", "port_is_free", "running"]
+__all__ = ["a2a_replicas", "free_port", "port_is_free", "reachable", "running"]
 
-PROCESSES = {
-    "mcp_server": ("mcp_server",),
-    "a2a_server": ("a2a_server",),
-    "workflows": ("workflows",),
-    "maintenance": ("rag.cli", "maintain"),
-}
-"""Names, which their logs carry, and what `python -m` runs."""
+REPLICA_PORTS = 10
+"""From a port of one A2A server to the same port of the next."""
 READY_BOUND_S = 60.0
 STOP_BOUND_S = 8.0
 """`bulkhead up` promises to be gone within 10 s of SIGTERM; the database needs the rest."""
@@ -48,9 +44,34 @@ MAX_QUOTED_BYTES = 500
 _INHERITED = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "SSL_CERT_FILE", "SSL_CERT_DIR", "PYTHONPATH", "VIRTUAL_ENV")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Process:
+    name: str
+    """Its log carries it."""
+    command: tuple[str, ...]
+    """What `python -m` runs."""
+    settings: Settings
+
+
+def a2a_replicas(settings: Settings, replicas: int) -> list[Settings]:
+    """Return the settings of so many A2A servers: each has ports of its own, and all say that they are where the first
+    one is, or whatever stands before them.
+    """
+    said = dataclasses.replace(settings, a2a_public_url=settings.a2a_url, a2a_grpc_public=settings.a2a_grpc_url)
+    return [
+        dataclasses.replace(
+            said,
+            a2a_port=settings.a2a_port + number * REPLICA_PORTS,
+            a2a_grpc_port=settings.a2a_grpc_port and settings.a2a_grpc_port + number * REPLICA_PORTS,
+        )
+        for number in range(replicas)
+    ]
+
+
 @asynccontextmanager
-async def running(settings: Settings, environ: Mapping[str, str]) -> AsyncGenerator[None]:
-    """Keep all processes up while the block runs; they are ready when it begins and gone when it has ended.
+async def running(settings: Settings, environ: Mapping[str, str], *, replicas: int = 1) -> AsyncGenerator[None]:
+    """Keep all processes up while the block runs, `replicas` A2A servers among them; they are ready when it begins and
+    gone when it has ended.
 
     Raises:
         Conflict: Another supervisor runs on this data directory.
@@ -61,37 +82,17 @@ async def running(settings: Settings, environ: Mapping[str, str]) -> AsyncGenera
     logs.mkdir(parents=True, exist_ok=True, mode=0o700)
     with _only_supervisor(settings.data_dir):
         await anyio.to_thread.run_sync(_end_leftovers, settings.data_dir)
-        for name, host, port in (
-            ("MCP", settings.mcp_host, settings.mcp_port),
-            ("A2A", settings.a2a_host, settings.a2a_port),
-            ("A2A_GRPC", settings.a2a_grpc_host, settings.a2a_grpc_port),
-        ):
-            if port and not port_is_free(host, port):
-                raise Misconfigured(f"port {port} is taken; set BULKHEAD_{name}_PORT to another")
-        # each gets its own login and no other's: servers, the worker, maintenance; none the owner's or administrator's
-        narrowed = dataclasses.replace(
-            settings, owner_database_url=None, maintenance_database_url=None, admin_database_url=None, token=None
-        )
+        processes = _processes(settings, replicas)
+        _check_ports(settings, replicas)
         inherited = {name: environ[name] for name in _INHERITED if name in environ}
-        serving = dataclasses.replace(narrowed, worker_database_url=None)
-        working = dataclasses.replace(narrowed, database_url=None)
-        maintaining = dataclasses.replace(
-            serving,
-            database_url=None,
-            seal_keys_file=None,
-            redis_url=None,
-            maintenance_database_url=settings.maintenance_database_url,
-        )
-        own = {"workflows": working, "maintenance": maintaining}
         children: dict[str, anyio.abc.Process] = {}
         try:
             async with anyio.create_task_group() as group:
-                for name in PROCESSES:
+                for process in processes:
                     started = anyio.Event()
-                    env = {**inherited, **own.get(name, serving).to_env()}
-                    group.start_soon(_keep, name, env, logs, settings.data_dir, children, started)
+                    group.start_soon(_keep, process, inherited, logs, settings.data_dir, children, started)
                     await started.wait()
-                await _ready(settings, logs)
+                await _ready(processes, logs)
                 yield
                 group.cancel_scope.cancel()
         finally:
@@ -100,22 +101,63 @@ async def running(settings: Settings, environ: Mapping[str, str]) -> AsyncGenera
                 (settings.data_dir / _RECORD).unlink(missing_ok=True)
 
 
+def _processes(settings: Settings, replicas: int) -> list[_Process]:
+    """Return what runs, in the order of its start.
+
+    Each gets its own login and no other's: servers, the worker, maintenance; none the owner's or administrator's.
+    """
+    narrowed = dataclasses.replace(
+        settings, owner_database_url=None, maintenance_database_url=None, admin_database_url=None, token=None
+    )
+    serving = dataclasses.replace(narrowed, worker_database_url=None)
+    working = dataclasses.replace(narrowed, database_url=None)
+    maintaining = dataclasses.replace(
+        serving,
+        database_url=None,
+        seal_keys_file=None,
+        redis_url=None,
+        maintenance_database_url=settings.maintenance_database_url,
+    )
+    return [
+        _Process(name="mcp_server", command=("mcp_server",), settings=serving),
+        *(
+            _Process(name=f"a2a_server{'' if number == 1 else f'-{number}'}", command=("a2a_server",), settings=own)
+            for number, own in enumerate(a2a_replicas(serving, replicas), 1)
+        ),
+        _Process(name="workflows", command=("workflows",), settings=working),
+        _Process(name="maintenance", command=("rag.cli", "maintain"), settings=maintaining),
+    ]
+
+
+def _check_ports(settings: Settings, replicas: int) -> None:
+    wanted = [("MCP", settings.mcp_host, settings.mcp_port)]
+    for own in a2a_replicas(settings, replicas):
+        own.check()
+        wanted.append(("A2A", own.a2a_host, own.a2a_port))
+        if own.a2a_grpc_port:
+            wanted.append(("A2A_GRPC", own.a2a_grpc_host, own.a2a_grpc_port))
+    for name, host, port in wanted:
+        if not port_is_free(host, port):
+            raise Misconfigured(f"port {port} is taken; set BULKHEAD_{name}_PORT to another")
+
+
 async def _keep(  # start_soon passes positions only
-    name: str,
-    env: Mapping[str, str],
+    process: _Process,
+    inherited: Mapping[str, str],
     logs: Path,
     data_dir: Path,
     children: dict[str, anyio.abc.Process],
     started: anyio.Event,
 ) -> None:
+    name = process.name
     for _ in range(MAX_RESTARTS + 1):
         with (logs / f"{name}.log").open("ab") as log:
             child = await anyio.open_process(
-                [sys.executable, "-m", *PROCESSES[name]],
+                [sys.executable, "-m", *process.command],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env=env,
+                env={**inherited, **process.settings.to_env()},
                 start_new_session=True,  # Ctrl-C is for the supervisor, which decides the order of shutdown
             )
         children[name] = child
@@ -133,13 +175,18 @@ def _last_line(log: Path) -> str:
     return lines[-1].strip() if lines else "it wrote nothing"
 
 
-async def _ready(settings: Settings, logs: Path) -> None:
-    scheme = settings.scheme
-    urls = {
-        "mcp_server": f"{scheme}://{_reachable(settings.mcp_host)}:{settings.mcp_port}/readyz",
-        "a2a_server": f"{scheme}://{_reachable(settings.a2a_host)}:{settings.a2a_port}/readyz",
-    }
-    async with http_client(settings) as client:
+async def _ready(processes: Sequence[_Process], logs: Path) -> None:
+    urls: dict[str, str] = {}
+    for process in processes:
+        own = process.settings
+        match process.command:
+            case ("mcp_server",):
+                urls[process.name] = f"{own.scheme}://{reachable(own.mcp_host)}:{own.mcp_port}/readyz"
+            case ("a2a_server",):
+                urls[process.name] = f"{own.scheme}://{reachable(own.a2a_host)}:{own.a2a_port}/readyz"
+            case _:
+                pass  # nobody calls it
+    async with http_client(processes[0].settings) as client:
         for name, url in urls.items():
             with anyio.move_on_after(READY_BOUND_S) as scope:
                 while not await _answers(client, url):  # noqa: ASYNC110  # another process: there is no event to wait for
@@ -157,9 +204,8 @@ async def _answers(client: httpx.AsyncClient, url: str) -> bool:
 
 async def _stop(children: Mapping[str, anyio.abc.Process]) -> None:
     # the worker first, so that it hands its runs back while everything it talks to is still there
-    for name in reversed(list(PROCESSES)):
-        child = children.get(name)
-        if child is not None and child.returncode is None:
+    for child in reversed(list(children.values())):
+        if child.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 child.send_signal(signal.SIGTERM)
     with anyio.move_on_after(STOP_BOUND_S):
@@ -236,5 +282,6 @@ def free_port(host: str) -> int:
         return int(probe.getsockname()[1])
 
 
-def _reachable(host: str) -> str:
+def reachable(host: str) -> str:
+    """Return where this machine finds a server that listens at `host`."""
     return {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, host)  # noqa: S104  # a mapping, not a bind

@@ -12,7 +12,7 @@ import anyio
 import click
 
 from rag.cli.common import ERRORS, as_json, json_option, print_json, settings_of
-from rag.cli.supervisor import running
+from rag.cli.supervisor import a2a_replicas, reachable, running
 from rag.errors import Misconfigured
 from rag.identity.seal import ensure_seal_keys
 from rag.identity.tls import DEVELOPMENT_HOSTS, ensure_development_tls
@@ -32,8 +32,16 @@ _KIT_LIMIT = 10_000_000
 @click.option(
     "--test-fixtures", is_flag=True, help="For the A2A compatibility kit, never for anything else: see docs/a2a.md."
 )
+@click.option(
+    "--replicas",
+    type=click.IntRange(1, 8),
+    default=1,
+    show_default=True,
+    help="A2A servers. The second one's ports are the first one's and 10, and so on; say by BULKHEAD_A2A_URL what "
+    "stands before them.",
+)
 @click.pass_context
-def up(context: click.Context, tls: bool, test_fixtures: bool) -> None:
+def up(context: click.Context, tls: bool, test_fixtures: bool, replicas: int) -> None:
     """Start everything, and leave it running.
 
     Prints one JSON line of addresses when all is ready; stops on Ctrl-C or SIGTERM.
@@ -54,7 +62,7 @@ def up(context: click.Context, tls: bool, test_fixtures: bool) -> None:
         if settings.database_url is None:
             ERRORS.print("starting the database")
         with installation(settings) as ready:
-            anyio.run(_serve, ready)
+            anyio.run(_serve, ready, replicas)
     ERRORS.print("stopped")
 
 
@@ -96,12 +104,12 @@ async def _migrate(settings: Settings) -> list[int]:
     return await prepare_database(settings)
 
 
-async def _serve(settings: Settings) -> None:
+async def _serve(settings: Settings, replicas: int) -> None:
     ERRORS.print("starting the servers and the worker")
     with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(_cancel_on_signal, signals, tasks.cancel_scope)
-            await _run(settings)
+            await _run(settings, replicas)
 
 
 async def _cancel_on_signal(signals: AsyncIterator[signal.Signals], scope: anyio.CancelScope) -> None:
@@ -111,14 +119,18 @@ async def _cancel_on_signal(signals: AsyncIterator[signal.Signals], scope: anyio
         return
 
 
-async def _run(settings: Settings) -> None:
-    async with running(settings, os.environ):  # noqa: TID251  # PATH and the like, for the child processes
+async def _run(settings: Settings, replicas: int) -> None:
+    async with running(settings, os.environ, replicas=replicas):  # noqa: TID251  # PATH and the like, for the child processes
         click.echo(
             as_json(
                 {
                     "mcp": settings.mcp_url,
                     "a2a": settings.a2a_url,
                     "grpc": settings.a2a_grpc_url,
+                    "replicas": [
+                        f"{own.scheme}://{reachable(own.a2a_host)}:{own.a2a_port}"
+                        for own in a2a_replicas(settings, replicas)
+                    ],
                     "agent_card": f"{settings.a2a_url}/.well-known/agent-card.json",
                     "data_dir": str(settings.data_dir.resolve()),
                     "logs": str((settings.data_dir / "logs").resolve()),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import signal
 import socket
 import ssl
@@ -22,7 +23,7 @@ import psutil
 import pytest
 
 from rag.cli.common import login_name
-from rag.cli.supervisor import free_port
+from rag.cli.supervisor import free_port, port_is_free
 from rag.db.embedded import remove_embedded_postgres
 from rag.errors import Misconfigured
 
@@ -74,6 +75,7 @@ class Up:
         guard.cancel()
         if not line:
             pytest.fail(f"bulkhead up did not become ready: {self.process.communicate()[1]}")
+        self.line = line
         self.addresses: dict[str, str] = json.loads(line)
 
     def stop(self) -> int:
@@ -279,7 +281,8 @@ def test_a_server_that_cannot_start_has_its_reason_told(made: Installation) -> N
     made.env["BULKHEAD_TLS_CERTIFICATE"] = made.env["BULKHEAD_TLS_KEY"] = str(made.root / "missing.pem")
     done = made.run("up", check=False)
     assert done.returncode == 1
-    assert "keeps ending: misconfigured: BULKHEAD_TLS_CERTIFICATE" in done.stderr
+    # whoever ends first is told of: a server lacks its certificate, maintenance its database
+    assert re.search("keeps ending: misconfigured: .*BULKHEAD_(TLS_CERTIFICATE|MAINTENANCE)", done.stderr), done.stderr
 
 
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
@@ -349,8 +352,10 @@ def test_after_a_kill_the_next_start_finds_the_data_and_no_leftovers(made: Insta
         assert second.stop() == 0
 
 
-def test_up_serves_tls_with_its_own_authority_and_the_kits_agent_where_it_is_asked_for(made: Installation) -> None:
-    up = Up(made, "--tls", "--test-fixtures")
+def test_up_serves_tls_from_two_replicas_with_the_kits_agent_where_that_is_asked_for(made: Installation) -> None:
+    ports = _ports_for_two()
+    made = dataclasses.replace(made, env={**made.env, **ports})
+    up = Up(made, "--tls", "--test-fixtures", "--replicas", "2")
     try:
         assert up.addresses["mcp"].startswith("https://")
         authority = ssl.create_default_context(cafile=str(made.root / "certs" / "ca.pem"))
@@ -362,18 +367,33 @@ def test_up_serves_tls_with_its_own_authority_and_the_kits_agent_where_it_is_ask
         made.run("tenant", "create", "acme")
         token = made.run("token", "--tenant", "acme", "--user", "ada", "--audience", "a2a-server").stdout.strip()
         message = {"messageId": "tck-artifact-data-1", "role": "ROLE_USER", "parts": [{"text": "the kit's words"}]}
-        answer = httpx.post(
-            f"{up.addresses['a2a']}/a2a/jsonrpc",
-            json={"jsonrpc": "2.0", "id": 1, "method": "SendMessage", "params": {"message": message}},
-            headers={"authorization": f"Bearer {token}", "a2a-version": "1.0"},
-            verify=authority,
-            timeout=READY_BOUND_S,
-        ).json()
-        task = answer["result"]["task"]
+
+        def call(replica: str, method: str, params: dict[str, Any]) -> Any:
+            return httpx.post(
+                f"{replica}/a2a/jsonrpc",
+                json={"jsonrpc": "2.0", "id": 1, "method": method, "params": params},
+                headers={"authorization": f"Bearer {token}", "a2a-version": "1.0"},
+                verify=authority,
+                timeout=READY_BOUND_S,
+            ).json()["result"]
+
+        one, other = json.loads(up.line)["replicas"]
+        task = call(one, "SendMessage", {"message": message})["task"]
         assert task["status"]["state"] == "TASK_STATE_COMPLETED"
         assert task["artifacts"][0]["parts"][0]["data"] == {"key": "value", "count": 42}
+        assert call(other, "GetTask", {"id": task["id"]}) == task
+        its_card = httpx.get(f"{other}/.well-known/agent-card.json", verify=authority, timeout=10)
+        assert its_card.headers["etag"] == card.headers["etag"], "both say that they are at one address"
     finally:
         assert up.stop() == 0
+
+
+def _ports_for_two() -> dict[str, str]:
+    """Return settings with ports that are free, and so are the second replica's."""
+    while True:
+        ports = [free_port("127.0.0.1") for _ in range(2)]
+        if all(port + 10 < 65536 and port_is_free("127.0.0.1", port + 10) for port in ports):
+            return dict(zip(("BULKHEAD_A2A_PORT", "BULKHEAD_A2A_GRPC_PORT"), map(str, ports), strict=True))
 
 
 def _elsewhere(made: Installation, url: str) -> Installation:
