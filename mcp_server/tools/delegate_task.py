@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 from uuid import uuid4
 
 from pydantic import Field
@@ -11,11 +11,14 @@ from mcp_server.call import Call
 from mcp_server.tools import tasks
 from mcp_server.tools.tasks import MAX_WAIT_S, WAIT_TIMEOUT_S, ArtifactOutput, TaskOutput
 from mcp_server.tools.tool import Arguments, Tool
+from rag.corpus.metadata import fault_of
 from rag.errors import InvalidInput
 from rag.identity.scopes import Scope
+from rag.tasks.messages import FILES
 from rag.tasks.values import TERMINAL
 from workflows.accept import Asked, accept
 from workflows.registry import WORKFLOWS
+from workflows.workflow import Workflow
 
 __all__ = ["DELEGATE_TASK"]
 
@@ -23,6 +26,19 @@ MAX_MESSAGE_CHARS = 20_000
 MAX_CONTEXT_CHARS = 256
 MAX_KEY_CHARS = 128
 _NAMES = [workflow.name for workflow in WORKFLOWS]
+
+
+def _options(workflow: Workflow) -> list[str]:
+    """Return the names of what the workflow takes, each with its choices or its kind where a word says it."""
+    named: list[str] = []
+    for name, schema in workflow.options.get("properties", {}).items():
+        if name == FILES:
+            continue
+        forms = schema.get("anyOf", [schema])
+        choices = [str(choice) for form in forms for choice in form.get("enum", ())]
+        kind = "|".join(choices) or "|".join(str(form["type"]) for form in forms if form.get("type", "null") != "null")
+        named.append(f"{name} ({kind})" if kind else name)
+    return named
 
 
 class DelegateArguments(Arguments):
@@ -38,6 +54,13 @@ class DelegateArguments(Arguments):
             max_length=64,
             description=" ".join(f"{workflow.name}: {workflow.description}" for workflow in WORKFLOWS)
             + f" Default: {_NAMES[0]}.",
+        ),
+    ] = None
+    options: Annotated[
+        dict[str, Any] | None,
+        Field(
+            description="What the workflow takes besides the message. "
+            + " ".join(f"{workflow.name}: {', '.join(_options(workflow))}." for workflow in WORKFLOWS)
         ),
     ] = None
     context_id: Annotated[
@@ -76,9 +99,18 @@ async def run(call: Call, arguments: DelegateArguments) -> DelegateOutput:
         value: str = getattr(arguments, name) or ""
         if "\0" in value or any("\ud800" <= character <= "\udfff" for character in value):
             raise InvalidInput(f"{name} has NUL characters or lone surrogates, which no text here can hold")
-    message = {"message_id": str(uuid4()), "parts": [{"text": arguments.message}], "metadata": {}}
+    options = arguments.options or {}
+    if FILES in options:
+        raise InvalidInput(f"options.{FILES}: files are sent over A2A, as parts with a filename")
+    fault = fault_of(options)
+    if fault is not None:
+        raise InvalidInput(f"the options object {fault}")
+    # as it would have come over A2A
+    parts: list[dict[str, Any]] = [{"text": arguments.message}, *([{"data": options}] if options else ())]
+    message = {"message_id": str(uuid4()), "parts": parts, "metadata": {}}
     asked = Asked(
         text=arguments.message,
+        options=options,
         workflow=arguments.workflow,
         context_id=arguments.context_id,
         message=message,

@@ -1,6 +1,7 @@
 """What may stand beside a document as metadata: JSON that every store and every client on the way can hold.
 
-Above: `store`, for what a client sends, and `parse`, for what a file says. Below: only the errors.
+Above: `store`, for what a client sends, `parse`, for what a file says, and other doors that take JSON. Below: only the
+errors.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import orjson
 
 from rag.errors import DocumentRefused
 
-__all__ = ["MAX_METADATA_BYTES", "MAX_METADATA_DEPTH", "check_metadata"]
+__all__ = ["MAX_METADATA_BYTES", "MAX_METADATA_DEPTH", "check_metadata", "fault_of"]
 
 MAX_METADATA_BYTES = 16 * 1024
 """Of one document, as JSON."""
@@ -27,20 +28,26 @@ def check_metadata(metadata: Mapping[str, Any]) -> None:
     Raises:
         DocumentRefused: It is too large, too deep, or holds what JSON or PostgreSQL cannot.
     """
-    if _is_deeper(metadata, MAX_METADATA_DEPTH):
-        raise DocumentRefused(f"the metadata is nested deeper than {MAX_METADATA_DEPTH} levels")
+    fault = fault_of(metadata)
+    if fault is not None:
+        raise DocumentRefused(f"the metadata {fault}")
+
+
+def fault_of(value: Mapping[str, Any]) -> str | None:
+    """Return why a JSON object of a client's cannot be stored and shown, as a predicate; None if it can."""
+    if _is_deeper(value, MAX_METADATA_DEPTH):
+        return f"is nested deeper than {MAX_METADATA_DEPTH} levels"
     try:
         # orjson writes NaN as null, the standard library's encoder can refuse it
-        json.dumps(metadata, allow_nan=False)
-        encoded = orjson.dumps(dict(metadata))
-    except (ValueError, TypeError) as exc:
-        raise DocumentRefused(
-            "the metadata holds a value that JSON cannot: NaN, a huge number or a broken string"
-        ) from exc
+        json.dumps(value, allow_nan=False)
+        encoded = orjson.dumps(dict(value))
+    except (ValueError, TypeError):
+        return "holds a value that JSON cannot: NaN, a huge number or a broken string"
     if len(encoded) > MAX_METADATA_BYTES:
-        raise DocumentRefused(f"the metadata is larger than {MAX_METADATA_BYTES:,} bytes of JSON")
+        return f"is larger than {MAX_METADATA_BYTES:,} bytes of JSON"
     if rb"\u0000" in encoded.replace(rb"\\", b""):
-        raise DocumentRefused("the metadata has NUL characters")
+        return "has NUL characters"
+    return None
 
 
 def _is_deeper(value: object, levels: int) -> bool:

@@ -92,6 +92,22 @@ async def test_a_delegated_task_reports_while_it_is_waited_for_and_brings_its_ch
         assert status == {key: value for key, value in again.items() if key != "result"}
 
 
+async def test_what_a_workflow_takes_besides_the_message_is_given_as_options(scene: McpScene) -> None:
+    order = {"message": "fraud in the sale of securities", "workflow": "research", "options": {"profile": "legal"}}
+    async with working(scene):
+        done = await scene.ask("delegate_task", {**order, "wait_s": 60})
+    assert (done["state"], done["workflow"]) == ("completed", "research")
+    (report,) = done["result"]
+    assert [section["title"] for section in report["data"][0]["sections"]][:2] == ["Scope", "Definitions"]
+    token = scene.world.token(scene.acme, audience=Audience.A2A)
+    async with a2a_server(scene.world) as base, httpx.AsyncClient(timeout=BOUND_S) as http:
+        shown = await Rpc(base=base, token=token, http=http).call("GetTask", {"id": done["task_id"]})
+    assert [part.get("text", part.get("data")) for part in shown["history"][0]["parts"]] == [
+        order["message"],
+        order["options"],
+    ]
+
+
 async def test_the_a2a_server_shows_the_same_task(scene: McpScene) -> None:
     accepted = await scene.ask("delegate_task", {"message": QUESTION, "context_id": "case-7"})
     token = scene.world.token(scene.acme, audience=Audience.A2A)
@@ -300,6 +316,13 @@ async def test_what_no_workflow_can_do_is_refused_and_nothing_is_stored(scene: M
             ({"message": "a\0b"}, "message has NUL"),
             ({"message": "a", "context_id": "\0"}, "context_id has NUL"),
             ({"message": "a", "wait_s": 121}, "wait_s"),
+            ({"message": "a", "options": {"profile": "legal"}}, "profile: Extra inputs"),
+            ({"message": "a", "workflow": "research", "options": {"profile": "poetry"}}, "profile: Input should be"),
+            ({"message": "a", "workflow": "research", "options": {"question": "b"}}, "is the text of the message"),
+            ({"message": "a", "workflow": "ingest", "options": {"files": []}}, "files are sent over A2A"),
+            ({"message": "a", "options": {"filter": {"x": "a\0b"}}}, "options object has NUL"),
+            ({"message": "a", "options": {"filter": "x" * 20_000}}, "options object is larger than"),
+            ({"message": "a", "options": []}, "options"),
         ):
             code, text = bad(await client.call_tool("delegate_task", arguments))
             assert (code, reason in text) == ("invalid_input", True), text
