@@ -106,8 +106,13 @@ class BodyLimit:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        length = Headers(scope=scope).get("content-length", "0")
+        headers = Headers(scope=scope)
+        length = headers.get("content-length", "0")
         if not length.isdigit() or int(length) > self._max_bytes:
+            # most clients look for an answer only when they have sent all, and lose it where the connection is closed
+            # before; who asks first whether to send it is told at once
+            if "expect" not in headers:
+                await self._drop(receive)
             body = json_status(InvalidRequestError(f"a request is at most {self._max_bytes} bytes"))
             body["error"]["code"] = 413
             await JSONResponse(body, status_code=413, headers={"connection": "close"})(scope, receive, send)
@@ -123,6 +128,15 @@ class BodyLimit:
             return message
 
         await self._app(scope, counted, send)
+
+    async def _drop(self, receive: Receive) -> None:
+        """Read and forget a body, up to twice the limit."""
+        seen = 0
+        while seen <= 2 * self._max_bytes:
+            message = await receive()
+            seen += len(message.get("body", b""))
+            if not message.get("more_body", False):
+                return
 
 
 def challenge(exc: BulkheadError, *, sent: bool) -> dict[str, str]:

@@ -600,5 +600,17 @@ async def test_a_body_over_the_limit_is_refused_with_and_without_a_length(scene:
             yield big[: MAX_BODY_BYTES // 2]
 
     for content in (big, chunks()):
-        assert (await scene.http.post(rpc.url, content=content, headers=headers)).status_code == 413
+        refused = await scene.http.post(rpc.url, content=content, headers=headers)
+        assert (refused.status_code, refused.json()["error"]["code"]) in {(413, 413), (413, -32600)}
     assert "result" in (await rpc.raw("ListTasks", {})).json()
+
+
+async def test_who_asks_whether_to_send_a_body_over_the_limit_is_told_before(scene: Scene) -> None:
+    url = httpx.URL(scene.rpc().url)
+    assert url.port is not None
+    fields = {"host": url.host, "content-length": MAX_BODY_BYTES + 1, "expect": "100-continue"}
+    head = f"POST {url.path} HTTP/1.1\r\n" + "".join(f"{name}: {value}\r\n" for name, value in fields.items())
+    async with await anyio.connect_tcp(url.host, url.port) as connection:
+        await connection.send(f"{head}\r\n".encode())
+        with anyio.fail_after(BOUND_S):
+            assert (await connection.receive()).startswith(b"HTTP/1.1 413 ")
