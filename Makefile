@@ -13,7 +13,7 @@ PINS_a2a-sdk-0.3 := a2a-sdk[grpc]==0.3.26
 PINS_google-adk := google-adk[a2a]==2.13.0 a2a-sdk==1.3.0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test test-heavy faults conformance-mcp interop interop-python interop-a2a check format bench bench-a2a schema lock clean
+.PHONY: help setup demo up test quality test-heavy faults conformance-mcp interop interop-python interop-a2a check format bench bench-a2a schema lock clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -44,6 +44,9 @@ up: $(VENV)/.runtime ## Start everything and leave it running (Ctrl-C stops it)
 
 test: $(VENV)/.dev ## Run the tests against a real PostgreSQL and real servers
 	@$(BIN)/python -m pytest
+
+quality: $(VENV)/.dev ## Ask the sample questions, and fail where they are answered worse than they were
+	@$(BIN)/python -m pytest -m quality
 
 test-heavy: $(VENV)/.dev ## Run the long tests
 	@$(BIN)/python -m pytest -m heavy --timeout 900

@@ -22,7 +22,7 @@ from rag.llm.minilm import load_minilm
 from rag.retrieval.search import Retriever
 from tests.support.world import World
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.quality]
 
 SAMPLES = Path(__file__).parents[2] / "samples"
 MODEL = 1
