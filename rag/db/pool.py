@@ -215,7 +215,7 @@ class Database:
     @asynccontextmanager
     async def _borrowed(self) -> AsyncGenerator[asyncpg.Connection]:
         with translated():
-            # a limit costs as much as a tenth of a short statement, and an idle connection is not waited for
+            # an idle connection is not waited for, and a limit is a good part of what a short statement costs
             limit_s = None if self.pool.get_idle_size() else CONNECT_TIMEOUT_S
             connection = await self.pool.acquire(timeout=limit_s)
         try:
