@@ -1,14 +1,15 @@
 """What the nodes of a graph work with: the run's context, which step they are, and a span around each.
 
-Above: the graphs, `graphs`, `runner`. Below: LangGraph, `journal` and the ports that nodes use. Whatever a node does to
-the outside goes through here and is recorded: a step that is replayed after a crash is given what it was given before.
+Above: the graphs, `graphs`, `runner`. Below: LangGraph, `cancellation`, `journal` and the ports that nodes use.
+Whatever a node does to the outside goes through here and is recorded: a step that is replayed after a crash is given
+what it was given before.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass, field
 from functools import wraps
@@ -25,6 +26,7 @@ from rag.external.client import ExternalClient
 from rag.llm.chat import Answer, Passage, Usage, answer_of
 from rag.llm.ports import Chat, Emit
 from rag.tasks.values import CallKind, Exchange, Received
+from workflows.cancellation import cancelled_by_scope
 from workflows.forms import Form, Reply, read_reply
 from workflows.journal import Called, Journal, Step
 
@@ -176,14 +178,17 @@ def step_of(runtime: Runtime[WorkflowContext]) -> Step:
     return Step(id=info.task_id, try_number=info.node_attempt)
 
 
-def traced(node: Callable[P, Awaitable[R]]) -> Callable[P, Awaitable[R]]:
-    """Put each execution of a graph's node into a span of its own, without the text of what it raises."""
+def traced(node: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, Awaitable[R]]:
+    """Put each execution of a graph's node into a span of its own, without the text of what it raises.
+
+    LangGraph may cancel it: that reaches the node as the cancellation of an anyio scope.
+    """
 
     @wraps(node)
     async def within_span(*args: P.args, **kwargs: P.kwargs) -> R:
         name = f"node {node.__name__}"
         with _tracer.start_as_current_span(name, record_exception=False, set_status_on_exception=False):
-            return await node(*args, **kwargs)
+            return await cancelled_by_scope(node(*args, **kwargs))
 
     return within_span
 

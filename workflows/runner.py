@@ -6,13 +6,12 @@ checkpoints; a run that starts looks there, so that the next attempt goes on whe
 
 from __future__ import annotations
 
-import asyncio
 import hmac
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import anyio
 from langchain_core.runnables import RunnableConfig
@@ -29,6 +28,7 @@ from rag.llm.ports import Chat
 from rag.tasks import calls, conversations, store
 from rag.tasks.values import INTERRUPTED, TERMINAL, Claim, EventKind, Exchange, Task, TaskState, Usage
 from rag.telemetry import carried_from, log_fields
+from workflows.cancellation import cancelled_once
 from workflows.checkpoints import CheckpointPool, RunContext, TenantPostgresSaver
 from workflows.forms import Approval, Pending, read_form, read_reply
 from workflows.graphs import graph_of
@@ -41,13 +41,10 @@ __all__ = ["MAX_ATTEMPTS", "Runner", "run"]
 
 _log = logging.getLogger(__name__)
 _tracer = trace.get_tracer("bulkhead.workflows")
-T = TypeVar("T")
 _BOUND = "run:bound:"
 """Begins the key of the questions whether a task's bound may be raised."""
 FIRST_FENCE = 1
 """Nobody has run the task before: there is nothing of it to look for."""
-CLEAN_UP_S = 5.0
-"""A node that is told to stop has this long to close what it holds open."""
 MAX_ATTEMPTS = 5
 """A task that has killed so many workers is not given to another one."""
 
@@ -183,7 +180,7 @@ async def _walk(runner: Runner, workflow: Workflow, context: WorkflowContext, sa
         finished = bool(snapshot.values) and not snapshot.tasks
     while True:
         if not finished:
-            state = await _cancelled_once(graph.ainvoke(start, config, context=context, durability="sync"))
+            state = await cancelled_once(graph.ainvoke(start, config, context=context, durability="sync"))
         for one in state.get("__interrupt__", ()):
             asked: dict[str, Any] = one.value
             await journal.ask(
@@ -222,24 +219,6 @@ async def _ask_for_more(runner: Runner, journal: Journal, workflow: Workflow, *,
         tools=(Pending(id="raise", name="raise_bound", args={"calls": bound.calls, "tokens": bound.tokens}),),
     )
     await journal.ask(form.id, form.to_wire(), form.text, auth=False, wait_s=runner.input_timeout_s)
-
-
-async def _cancelled_once(work: Coroutine[Any, Any, T]) -> T:
-    """Await `work` so that a cancel scope cancels it once, and wait for it to clean up.
-
-    NOTE: LangGraph starts asyncio tasks of its own. A cancelled anyio scope cancels whoever waits for them at every
-    turn of the loop, that reaches them through asyncio, and no shield inside of them holds: connections stayed open.
-    """
-    task = asyncio.create_task(work)  # noqa: TID251  # owned here: this function does not return before its end
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        task.cancel()
-        with anyio.CancelScope(shield=True):
-            await asyncio.wait([task], timeout=CLEAN_UP_S)
-        if task.done() and not task.cancelled():
-            task.exception()  # looked at: what a cancelled run still raises interests nobody
-        raise
 
 
 @asynccontextmanager

@@ -24,8 +24,8 @@ from rag.tasks.values import TERMINAL, EventKind, TaskFilter, TaskState
 from tests.support import tasks
 from tests.support.documents import put_raw_document
 from tests.support.world import World
+from workflows.cancellation import CLEAN_UP_S
 from workflows.registry import WORKFLOWS
-from workflows.runner import CLEAN_UP_S
 
 pytestmark = pytest.mark.anyio
 
