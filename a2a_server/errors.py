@@ -54,6 +54,8 @@ TABLE: Mapping[str, Mapped] = {
     "task_not_cancelable": Mapped(error=TaskNotCancelableError),
     "task_busy": Mapped(error=UnsupportedOperationError),
     "cost_reached": Mapped(error=UnsupportedOperationError),
+    "budget_exceeded": Mapped(error=InvalidRequestError, status=429),
+    "price_unknown": Mapped(error=UnsupportedOperationError),
     "fence_lost": Mapped(error=InternalError, told=False),
     "model_switched": Mapped(error=InternalError, told=False),
     "rate_limited": Mapped(error=InvalidRequestError, status=429),

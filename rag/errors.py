@@ -13,6 +13,8 @@
     |   |-- TaskNotCancelable     task_not_cancelable the task has already ended
     |   |-- TaskBusy              task_busy           the task is working and takes no message now
     |   |-- CostReached           cost_reached        the task has used what it may; its caller is asked for more
+    |   |-- BudgetExceeded        budget_exceeded     a budget has not that much left; carries which and what is left
+    |   |-- PriceUnknown          price_unknown       a budget applies, and the model has no price
     |   |-- FenceLost             fence_lost          another worker owns the run: stop, write nothing
     |   `-- ModelSwitched         model_switched      the tenant's vectors are another model's; carries which
     |-- RateLimited               rate_limited        slow down; carries when to come back
@@ -27,9 +29,12 @@ A message is written for the caller: it names no SQL, no path of the server, no 
 
 from __future__ import annotations
 
+from datetime import datetime
+from decimal import Decimal
 from typing import ClassVar
 
 __all__ = [
+    "BudgetExceeded",
     "BulkheadError",
     "Conflict",
     "CostReached",
@@ -42,6 +47,7 @@ __all__ = [
     "Misconfigured",
     "ModelSwitched",
     "NotFound",
+    "PriceUnknown",
     "RateLimited",
     "RerankerUnavailable",
     "Revoked",
@@ -135,6 +141,36 @@ class CostReached(Conflict):
     """The task has used what it may."""
 
     code = "cost_reached"
+
+
+class BudgetExceeded(Conflict):
+    """The budget has not that much left."""
+
+    code = "budget_exceeded"
+
+    def __init__(
+        self,
+        message: str | None = None,
+        *,
+        scope: str = "",
+        window: str = "",
+        left: Decimal = Decimal(0),
+        resets_at: datetime | None = None,
+    ) -> None:
+        """`scope` is request, task, user, team or tenant; `window` request, task, day or month; `left` is never below 0
+        and in the installation's currency; `resets_at` is when the window ends, None for one that does not.
+        """
+        super().__init__(message)
+        self.scope = scope
+        self.window = window
+        self.left = left
+        self.resets_at = resets_at
+
+
+class PriceUnknown(Conflict):
+    """A budget applies, and the model has no price; the operator sets one."""
+
+    code = "price_unknown"
 
 
 class FenceLost(Conflict):

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-__all__ = ["NO_ANSWER", "Answer", "Citation", "Completion", "Passage", "Usage", "answer_of"]
+__all__ = ["NO_ANSWER", "Answer", "Citation", "Completion", "Passage", "Served", "Usage", "answer_of"]
 
 NO_ANSWER = "The documents found do not answer this question."
 
@@ -41,6 +41,30 @@ class Usage:
 
     prompt_tokens: int
     completion_tokens: int
+    cached_tokens: int = 0
+    """Of the prompt's, those that the server had in its prefix cache."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Served:
+    """Who wrote a text in the end, why this one, and what it has cost: what a result and a span say of it."""
+
+    model: str
+    endpoint: str
+    tier: str
+    """The model's: small, medium or large."""
+    required: str
+    """The tier that the rules asked for."""
+    downgraded: bool = False
+    """Whether the model is of a lower tier than required, as the caller's policy allows."""
+    fallback: Literal["endpoint", "model"] | None = None
+    """What stood in for the first choice; None: it was the first choice."""
+    attempts: int = 1
+    """Physical calls that were started for this text, this one included."""
+    cost: str | None = None
+    """Of all of them, a decimal in the installation's currency; None: the model has no price."""
+    estimated: bool = False
+    """Whether the server did not count, so that the cost is the upper bound."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +82,8 @@ class Answer:
     usage: Usage | None = None
     cut: bool = False
     """Whether the model was stopped by its token limit."""
+    served: Served | None = None
+    """None: no model was asked."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +95,8 @@ class Completion:
     """None: the server does not count."""
     cut: bool = False
     """Whether the model was stopped by its token limit."""
+    served: Served | None = None
+    """None: no model was asked."""
 
 
 def answer_of(stored: Mapping[str, Any]) -> Answer:
@@ -76,4 +104,5 @@ def answer_of(stored: Mapping[str, Any]) -> Answer:
     made: dict[str, Any] = dict(stored)
     made["citations"] = tuple(Citation(**one) for one in made["citations"])
     made["usage"] = Usage(**made["usage"]) if made["usage"] is not None else None
+    made["served"] = Served(**made["served"]) if made.get("served") is not None else None  # older rows know none
     return Answer(**made)

@@ -1,7 +1,8 @@
 """A small server of our own in the shape of the OpenAI API, for tests of clients. It is not vLLM and holds no model.
 
-It speaks real HTTP on a port of the loopback interface: `/v1/chat/completions` (streamed or not), `/v1/embeddings`, and
-`/v1/rerank` in the two shapes that reranking servers have; there it scores by the words that query and text share.
+It speaks real HTTP on a port of the loopback interface: `/v1/chat/completions` (streamed or not), `/v1/embeddings`,
+`/tokenize` in vLLM's shape, and `/v1/rerank` in the two shapes that reranking servers have; there it scores by the
+words that query and text share.
 What it says is set by the test; what it was asked is kept for the test to see; faults are scripted, one per request.
 """
 
@@ -11,7 +12,7 @@ import hashlib
 import json
 import socket
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -34,6 +35,8 @@ class Fault:
 
     status: int | None = None
     """Answer with this HTTP status."""
+    headers: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Of that answer."""
     hang: bool = False
     """Answer nothing until the client goes away or the server ends."""
     cut_after: int | None = None
@@ -57,6 +60,14 @@ class OpenAiServer:
     finish_reason: str = "stop"
     prompt_tokens: int | None = None
     """What a chat request is said to have cost, instead of its length."""
+    cached_tokens: int | None = None
+    """How many of them are said to have been in the prefix cache; None: nothing is said of it."""
+    usage: Any = None
+    """Said instead of the count, whatever it is: what a server says that cannot count or lies."""
+    usage_in_each: bool = False
+    """Tell the count so far with every piece as well, as vLLM does when it is asked to."""
+    pages: dict[str, str] = field(default_factory=dict[str, str])
+    """What GET of a path answers, as it is asked: what a test wants the server to say of itself. All others: 404."""
     dimension: int = 8
     embed: Callable[[list[str]], Awaitable[list[list[float]]]] | None = None
     """Makes the vectors, by a real model that the test brings, instead of `vector`."""
@@ -64,8 +75,11 @@ class OpenAiServer:
     """When set, a request without it is answered 401."""
     faults: deque[Fault] = field(default_factory=deque[Fault])
     """Taken from the left, one for each request; none left: the request is served."""
+    tokenize_faults: deque[Fault] = field(default_factory=deque[Fault])
+    """The same for /tokenize."""
     requests: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
-    """The bodies received, in order."""
+    """The bodies received, in order; those of /tokenize apart."""
+    tokenized: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     headers: list[dict[str, str]] = field(default_factory=list[dict[str, str]])
     """Their headers."""
     abandoned: anyio.Event = field(default_factory=anyio.Event)
@@ -86,8 +100,12 @@ async def serve_openai() -> AsyncGenerator[OpenAiServer]:
         Route("/v1/chat/completions", _handler(script, _chat), methods=["POST"]),
         Route("/v1/embeddings", _handler(script, _embeddings), methods=["POST"]),
         Route("/v1/rerank", _handler(script, _rerank), methods=["POST"]),
+        Route("/tokenize", _handler(script, _tokenize, counting=True), methods=["POST"]),
+        Route("/{path:path}", _page(script), methods=["GET"]),
     ]
     with socket.create_server(("127.0.0.1", 0)) as listener:
+        # asyncio sets it for sockets that name their protocol, which this one does not: each piece would wait 40 ms
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         script.base_url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
         config = uvicorn.Config(
             Starlette(routes=routes), log_level="error", lifespan="off", timeout_graceful_shutdown=1, loop="none"
@@ -113,22 +131,39 @@ class _Server(uvicorn.Server):
 
 
 def _handler(
-    script: OpenAiServer, answer: Callable[[OpenAiServer, dict[str, Any], Fault], Awaitable[Response]]
+    script: OpenAiServer,
+    answer: Callable[[OpenAiServer, dict[str, Any], Fault], Awaitable[Response]],
+    *,
+    counting: bool = False,
 ) -> Callable[[Request], Any]:
+    faults = script.tokenize_faults if counting else script.faults
+
     async def handle(request: Request) -> Response:
         body: dict[str, Any] = await request.json()
-        script.requests.append(body)
-        script.headers.append(dict(request.headers))
-        fault = script.faults.popleft() if script.faults else Fault()
+        if counting:
+            script.tokenized.append(body)
+        else:
+            script.requests.append(body)
+            script.headers.append(dict(request.headers))
+        fault = faults.popleft() if faults else Fault()
         if script.api_key is not None and request.headers.get("authorization") != f"Bearer {script.api_key}":
             return JSONResponse({"error": {"message": "invalid key"}}, status_code=401)
         if fault.hang:
             await script.closing.wait()
         if fault.status is not None:
-            return JSONResponse({"error": {"message": f"injected: {body}"}}, status_code=fault.status)
+            injected = {"error": {"message": f"injected: {body}"}}
+            return JSONResponse(injected, status_code=fault.status, headers=dict(fault.headers))
         if fault.raw is not None:
             return Response(fault.raw, media_type="application/json")
         return await answer(script, body, fault)
+
+    return handle
+
+
+def _page(script: OpenAiServer) -> Callable[[Request], Any]:
+    async def handle(request: Request) -> Response:
+        text = script.pages.get(request.url.path)
+        return Response(status_code=404) if text is None else Response(text, media_type="text/plain")
 
     return handle
 
@@ -158,23 +193,41 @@ async def _rerank(_: OpenAiServer, body: dict[str, Any], __: Fault) -> Response:
     return JSONResponse({"id": "r", "model": body["model"], "results": results})
 
 
+def _prompt_tokens(script: OpenAiServer, body: dict[str, Any]) -> int:
+    return len(json.dumps(body["messages"])) if script.prompt_tokens is None else script.prompt_tokens
+
+
+async def _tokenize(script: OpenAiServer, body: dict[str, Any], _: Fault) -> Response:
+    count = _prompt_tokens(script, body)
+    return JSONResponse({"count": count, "max_model_len": 1 << 20, "tokens": list(range(count)), "token_strs": None})
+
+
+def _usage(script: OpenAiServer, body: dict[str, Any], completion_tokens: int) -> Any:
+    if script.usage is not None:
+        return script.usage
+    prompt_tokens = _prompt_tokens(script, body)
+    usage: dict[str, Any] = {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens}
+    usage["total_tokens"] = prompt_tokens + completion_tokens
+    if script.cached_tokens is not None:
+        usage["prompt_tokens_details"] = {"cached_tokens": script.cached_tokens}
+    return usage
+
+
 async def _chat(script: OpenAiServer, body: dict[str, Any], fault: Fault) -> Response:
     pieces = list(script.reply(body) if script.reply is not None else script.pieces)
-    prompt_tokens = len(json.dumps(body["messages"])) if script.prompt_tokens is None else script.prompt_tokens
-    usage = {"prompt_tokens": prompt_tokens, "completion_tokens": len(pieces)}
-    usage["total_tokens"] = sum(usage.values())
+    usage = _usage(script, body, len(pieces))
     if not body.get("stream"):
         message = {"role": "assistant", "content": "".join(pieces)}
         choices = [{"index": 0, "message": message, "finish_reason": script.finish_reason}]
         return JSONResponse({"id": "c", "object": "chat.completion", "choices": choices, "usage": usage})
     wants_usage = bool((body.get("stream_options") or {}).get("include_usage"))
     return StreamingResponse(
-        _chunks(script, pieces, fault, usage if wants_usage else None), media_type="text/event-stream"
+        _chunks(script, pieces, fault, usage if wants_usage else None, body), media_type="text/event-stream"
     )
 
 
 async def _chunks(
-    script: OpenAiServer, pieces: list[str], fault: Fault, usage: dict[str, int] | None
+    script: OpenAiServer, pieces: list[str], fault: Fault, usage: Any, body: dict[str, Any]
 ) -> AsyncIterator[bytes]:
     ended = False
     try:
@@ -186,7 +239,8 @@ async def _chunks(
                 return
             if number == fault.stall_after:
                 await script.closing.wait()
-            yield _event(_choice({"content": piece}))
+            so_far = {"usage": _usage(script, body, number + 1)} if script.usage_in_each else {}
+            yield _event(_choice({"content": piece}) | so_far)
             await anyio.lowlevel.checkpoint()
         yield _event(_choice({}, script.finish_reason))
         if usage is not None:
