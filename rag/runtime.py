@@ -13,6 +13,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 
 import anyio
 import httpx
@@ -35,11 +36,9 @@ from rag.limits.limiter import Limiter, open_limiter
 from rag.limits.tiers import TierCache, one_rate
 from rag.llm.configured import ConfiguredModel, configured_models
 from rag.llm.embedders import Embedders
-from rag.llm.extractive import ExtractiveChat
 from rag.llm.minilm import DeferredMiniLm, load_minilm
-from rag.llm.openai_chat import OpenAiChat
 from rag.llm.openai_embeddings import OpenAiEmbedder
-from rag.llm.ports import Chat, Embedder, Vectors
+from rag.llm.ports import Embedder, Vectors
 from rag.llm.rerank import HttpReranker, Reranker, Shape
 from rag.retrieval.cache import ResultCache, open_result_cache
 from rag.retrieval.recall import recall_sampler
@@ -48,10 +47,15 @@ from rag.settings import Settings
 from rag.telemetry import telemetry
 from sql import load_queries
 
-__all__ = ["Runtime", "first_of_ours", "http_client", "open_answerer", "open_runtime", "run_process", "token_issuer"]
+__all__ = ["CONNECTIONS", "Runtime", "first_of_ours", "http_client", "open_runtime", "run_process", "token_issuer"]
 
 _log = logging.getLogger(__name__)
 _QUERIES = load_queries("models")
+CONNECTIONS = 100
+"""Of one HTTP client at a time."""
+KEPT_IDLE_S = 2.0
+"""uvicorn, and vLLM with it, closes what was idle for 5 seconds, as httpx would: a request that meets that end may have
+been read, so that a model call would be paid for and lost."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,19 +192,6 @@ async def open_runtime(
         )
 
 
-@asynccontextmanager
-async def open_answerer(settings: Settings, embedder: Embedder) -> AsyncGenerator[Chat]:
-    """Yield the configured model server, or the extractive answerer, which says that it is none."""
-    if settings.llm_url is None:
-        yield ExtractiveChat(embedder)
-        return
-    assert settings.llm_model is not None  # Settings.check
-    async with http_client(settings) as client:
-        yield OpenAiChat(
-            client=client, base_url=settings.llm_url, model=settings.llm_model, api_key=settings.llm_api_key
-        )
-
-
 def token_issuer(settings: Settings, *, clock: Clock = system_clock) -> TokenIssuer:
     """Return the issuer of this installation: the CLI's, and the worker's for exchanged tokens.
 
@@ -210,8 +201,10 @@ def token_issuer(settings: Settings, *, clock: Clock = system_clock) -> TokenIss
     return TokenIssuer(signing_key=load_signing_key(settings.certs_dir), issuer=settings.issuer, clock=clock)
 
 
-def http_client(settings: Settings) -> httpx.AsyncClient:
+def http_client(settings: Settings, *, connections: int = CONNECTIONS) -> httpx.AsyncClient:
     """Return a client that trusts the system's authorities and, if configured, the installation's own.
+
+    It opens up to `connections` at a time, and keeps as many for the next request.
 
     Raises:
         Misconfigured: The authority's file cannot be used.
@@ -222,7 +215,12 @@ def http_client(settings: Settings) -> httpx.AsyncClient:
             context.load_verify_locations(cafile=str(settings.ca_certificate))
         except OSError as exc:  # ssl.SSLError is one
             raise Misconfigured("BULKHEAD_CA_CERTIFICATE does not name a readable file of PEM certificates") from exc
-    return httpx.AsyncClient(verify=context)
+    limits = httpx.Limits(
+        max_connections=connections, max_keepalive_connections=connections, keepalive_expiry=KEPT_IDLE_S
+    )
+    # shared by all tenants' calls: what a server says to one of them is sent back with none
+    no_cookies = CookieJar(DefaultCookiePolicy(allowed_domains=[]))
+    return httpx.AsyncClient(verify=context, limits=limits, cookies=no_cookies)
 
 
 def _check_tls(settings: Settings) -> None:

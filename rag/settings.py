@@ -11,6 +11,7 @@ import difflib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
 from ipaddress import ip_address
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -21,6 +22,8 @@ __all__ = ["SECRETS", "URL_SCHEMES", "VARIABLES", "Settings"]
 
 DEFAULT_DATA_DIR = Path(".bulkhead")
 DEFAULT_CERTS_DIR = Path("certs")
+PRICE_PLACES = 6
+MAX_PRICE = 1_000_000_000
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 _HTTP = ("http://", "https://")
 _POSTGRES = ("postgresql://", "postgres://")
@@ -146,6 +149,15 @@ class Settings:
     llm_model: str | None = None
     llm_api_key: str | None = dataclasses.field(default=None, repr=False)
     """BULKHEAD_LLM_MODEL, BULKHEAD_LLM_API_KEY."""
+    llm_kind: str = "vllm"
+    """BULKHEAD_LLM_KIND: vllm, openai or ollama: whether it knows /tokenize and cache_salt besides the OpenAI API.
+    Unless told otherwise it does: tenants whose prefixes are not kept apart would not be noticed, a refusal is."""
+    llm_concurrency: int = 16
+    """BULKHEAD_LLM_CONCURRENCY: calls at a time of one worker to one model server; more wait, tenants in turn."""
+    llm_prices: str | None = None
+    """BULKHEAD_LLM_PRICES: "input,cached,output" of its tokens, for a million. Unset: not known."""
+    llm_keys_file: Path | None = None
+    """BULKHEAD_LLM_KEYS_FILE: JSON [{"url", "api_key_file"}]: keys of the catalogue's endpoints, by their base URL."""
 
     worker_slots: int = 4
     """BULKHEAD_WORKER_SLOTS: tasks that one worker process runs at a time."""
@@ -216,6 +228,10 @@ class Settings:
             raise Misconfigured("BULKHEAD_DATABASE_URL needs BULKHEAD_SEAL_KEYS_FILE (made by `bulkhead migrate`)")
         if self.llm_url is not None and self.llm_model is None:
             raise Misconfigured("BULKHEAD_LLM_URL needs BULKHEAD_LLM_MODEL")
+        if self.llm_url is None and self.llm_prices is not None:
+            raise Misconfigured("BULKHEAD_LLM_PRICES needs BULKHEAD_LLM_URL, whose model they are the prices of")
+        if self.llm_prices is not None:
+            _prices(self.llm_prices)
         self._check_choices()
         self._check_search()
         for field, schemes in URL_SCHEMES.items():
@@ -231,6 +247,7 @@ class Settings:
             ("BULKHEAD_EMBEDDINGS_DIMENSION", self.embeddings_dimension),
             ("BULKHEAD_MCP_WORKERS", self.mcp_workers),
             ("BULKHEAD_WORKER_SLOTS", self.worker_slots),
+            ("BULKHEAD_LLM_CONCURRENCY", self.llm_concurrency),
             ("BULKHEAD_LEASE_SECONDS", self.lease_s),
             ("BULKHEAD_INPUT_TIMEOUT_SECONDS", self.input_timeout_s),
             ("BULKHEAD_JWKS_KEEP_SECONDS", self.jwks_keep_s),
@@ -255,6 +272,7 @@ class Settings:
         for variable, value, choices in (
             ("BULKHEAD_RERANK_SHAPE", self.rerank_shape, ("cohere", "tei")),
             ("BULKHEAD_SEARCH_CACHE", self.search_cache, ("on", "off")),
+            ("BULKHEAD_LLM_KIND", self.llm_kind, ("vllm", "openai", "ollama")),
             ("BULKHEAD_AUDIT_DURABILITY", self.audit_durability, ("writes", "all")),
             ("BULKHEAD_OUTBOUND_LOOPBACK", self.outbound_loopback, ("on", "off")),
             ("BULKHEAD_TEST_FIXTURES", self.test_fixtures, ("on", "off")),
@@ -294,6 +312,11 @@ class Settings:
     def allows_loopback(self) -> bool:
         """Whether `rag.outbound` may reach this machine."""
         return self.outbound_loopback == "on"
+
+    @property
+    def llm_price(self) -> tuple[Decimal, Decimal, Decimal] | None:
+        """Prices of input, cached input and output of the configured model, for a million tokens; None: not known."""
+        return None if self.llm_prices is None else _prices(self.llm_prices)
 
     @property
     def external_mcp_audience(self) -> str:
@@ -387,6 +410,10 @@ VARIABLES: dict[str, str] = {
     "BULKHEAD_LLM_URL": "llm_url",
     "BULKHEAD_LLM_MODEL": "llm_model",
     "BULKHEAD_LLM_API_KEY": "llm_api_key",
+    "BULKHEAD_LLM_KIND": "llm_kind",
+    "BULKHEAD_LLM_CONCURRENCY": "llm_concurrency",
+    "BULKHEAD_LLM_PRICES": "llm_prices",
+    "BULKHEAD_LLM_KEYS_FILE": "llm_keys_file",
     "BULKHEAD_WORKER_SLOTS": "worker_slots",
     "BULKHEAD_LEASE_SECONDS": "lease_s",
     "BULKHEAD_INPUT_TIMEOUT_SECONDS": "input_timeout_s",
@@ -431,6 +458,22 @@ def _is_url(text: str, schemes: tuple[str, ...]) -> bool:
         return bool(parts.hostname) and (parts.port is None or parts.port > 0)
     except ValueError:
         return False
+
+
+def _prices(text: str) -> tuple[Decimal, Decimal, Decimal]:
+    try:
+        told, cached, output = (Decimal(number) for number in text.split(","))
+        numbers = (told, cached, output)
+        fit = all(0 <= one <= MAX_PRICE and int(one.as_tuple().exponent) >= -PRICE_PLACES for one in numbers)
+    except (InvalidOperation, ValueError):
+        pass
+    else:
+        if fit and cached <= told:
+            return numbers
+    raise Misconfigured(
+        "BULKHEAD_LLM_PRICES is input,cached,output for a million tokens, such as 0.5,0.05,1.5: up to "
+        f"{PRICE_PLACES} decimal places, and cached input is no dearer than input"
+    )
 
 
 def _is_safe(url: str) -> bool:

@@ -756,6 +756,32 @@ $$;
 
 ALTER FUNCTION queue.sees_task_v1(task uuid) OWNER TO bulkhead_queue;
 
+CREATE FUNCTION queue.sweep_charges_v1(wanted integer) RETURNS integer
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO ''
+    AS $$
+declare
+    tenants uuid[];
+    charges uuid[];
+begin
+    select array_agg(due.tenant_id), array_agg(due.charge_id)
+    into tenants, charges
+    from (
+        select q.tenant_id, q.charge_id
+        from queue.charge q
+        where q.leased_until <= statement_timestamp()
+        order by q.leased_until
+        limit wanted
+    ) due;
+    if charges is null then
+        return 0;
+    end if;
+    return rag.sweep_charges_v1(tenants, charges);
+end
+$$;
+
+ALTER FUNCTION queue.sweep_charges_v1(wanted integer) OWNER TO bulkhead_queue;
+
 CREATE FUNCTION queue.switches_v1() RETURNS TABLE(tenant_id uuid, attempts integer)
     LANGUAGE sql STABLE SECURITY DEFINER
     SET search_path TO ''
@@ -1065,6 +1091,84 @@ $$;
 
 ALTER FUNCTION rag.begin_call_v1(task uuid, held bigint, call_key text, call_kind text, call_name text, max_calls bigint, max_tokens bigint) OWNER TO bulkhead_owner;
 
+CREATE TABLE rag.budget_account (
+    tenant_id uuid NOT NULL,
+    account_id uuid DEFAULT gen_random_uuid() NOT NULL,
+    scope text NOT NULL,
+    scope_id text NOT NULL,
+    model text NOT NULL,
+    period text NOT NULL,
+    starts_at timestamp with time zone NOT NULL,
+    ends_at timestamp with time zone,
+    amount numeric(30,12),
+    ceiling numeric(30,12),
+    held numeric(30,12) DEFAULT 0 NOT NULL,
+    settled numeric(30,12) DEFAULT 0 NOT NULL,
+    overrun numeric(30,12) DEFAULT 0 NOT NULL,
+    alerted smallint DEFAULT 0 NOT NULL,
+    CONSTRAINT budget_account_amounts CHECK (((held >= (0)::numeric) AND (settled >= (0)::numeric) AND (overrun >= (0)::numeric))),
+    CONSTRAINT budget_account_not_oversold CHECK (((held + settled) <= ceiling))
+)
+WITH (fillfactor='50');
+
+ALTER TABLE ONLY rag.budget_account FORCE ROW LEVEL SECURITY;
+
+ALTER TABLE rag.budget_account OWNER TO bulkhead_owner;
+
+CREATE FUNCTION rag.budgets_of_v1(tenant uuid, who text, whose text, task uuid, called text, moment timestamp with time zone) RETURNS SETOF rag.budget_account
+    LANGUAGE sql STABLE
+    SET search_path TO ''
+    AS $$
+    with own as materialized (
+        select distinct on (b.scope, b.model, b.period) b.scope, b.model, b.period, b.amount
+        from rag.budget b
+        where b.tenant_id = tenant
+            and b.model in ('', coalesce(called, ''))
+            and case b.scope
+                when 'user' then b.scope_id in ('', who)
+                when 'team' then whose is not null and b.scope_id in ('', whose)
+                when 'task' then task is not null
+                else true
+            end
+        -- a row of one's own comes before the one for everybody
+        order by b.scope, b.model, b.period, b.scope_id desc
+    ),
+    applies as (
+        select o.scope, o.model, o.period, o.amount
+        from own o
+        union all
+        select 'tenant', '', d.period, d.amount
+        from rag.tenant t
+        join rag.tier_budget d on d.tier = t.tier
+        where t.tenant_id = tenant
+            and not exists (select from own o where o.scope = 'tenant' and o.model = '' and o.period = d.period)
+    )
+    select
+        tenant,
+        null::uuid,
+        p.scope,
+        case p.scope when 'user' then who when 'team' then whose when 'task' then task::text else '' end,
+        p.model,
+        p.period,
+        case
+            when p.period in ('day', 'month') then date_trunc(p.period, moment at time zone 'UTC') at time zone 'UTC'
+            else 'epoch'::timestamptz
+        end,
+        case
+            when p.period in ('day', 'month')
+                then (date_trunc(p.period, moment at time zone 'UTC') + ('1 ' || p.period)::interval) at time zone 'UTC'
+        end,
+        p.amount,
+        null::numeric,
+        0::numeric,
+        0::numeric,
+        0::numeric,
+        0::smallint
+    from applies p;
+$$;
+
+ALTER FUNCTION rag.budgets_of_v1(tenant uuid, who text, whose text, task uuid, called text, moment timestamp with time zone) OWNER TO bulkhead_owner;
+
 CREATE FUNCTION rag.candidates_v1(list bigint[], wanted integer, per_document integer) RETURNS TABLE(chunk_id bigint, place integer)
     LANGUAGE plpgsql STABLE ROWS 100
     SET search_path TO ''
@@ -1337,6 +1441,34 @@ end
 $$;
 
 ALTER FUNCTION rag.create_task_alone_v1(context text, task uuid, conversation text, workflow_name text, workflow_input jsonb, first_message jsonb, grant_scopes text[], grant_groups text[], grant_team text, grant_tokens text[], grant_issued_at double precision, trace text, key text, hash bytea) OWNER TO bulkhead_owner;
+
+CREATE FUNCTION rag.create_task_alone_v2(context text, task uuid, conversation text, workflow_name text, workflow_input jsonb, first_message jsonb, grant_scopes text[], grant_groups text[], grant_team text, grant_tokens text[], grant_issued_at double precision, trace text, key text, hash bytea, reserve numeric) RETURNS TABLE(task_id uuid, context_id text, workflow text, input jsonb, request_hash bytea, created boolean)
+    LANGUAGE plpgsql
+    SET search_path TO ''
+    AS $$
+declare
+    accepted record;
+    reserved record;
+begin
+    perform rag.open_context_v1(context);
+    select * into accepted
+    from rag.create_task_v3(
+        task, conversation, workflow_name, workflow_input, first_message,
+        grant_scopes, grant_groups, grant_team, grant_tokens, grant_issued_at, trace, key, hash
+    );
+    if accepted.created then
+        select * into reserved from rag.reserve_task_v1(task, reserve, grant_team);
+        if reserved.refused is not null then
+            raise exception 'over budget' using errcode = 'BH008', detail = to_jsonb(reserved)::text;
+        end if;
+    end if;
+    return query
+    select
+        accepted.task_id, accepted.context_id, accepted.workflow, accepted.input, accepted.request_hash, accepted.created;
+end
+$$;
+
+ALTER FUNCTION rag.create_task_alone_v2(context text, task uuid, conversation text, workflow_name text, workflow_input jsonb, first_message jsonb, grant_scopes text[], grant_groups text[], grant_team text, grant_tokens text[], grant_issued_at double precision, trace text, key text, hash bytea, reserve numeric) OWNER TO bulkhead_owner;
 
 CREATE FUNCTION rag.create_task_v1(task uuid, context text, workflow_name text, workflow_input jsonb, first_message jsonb, grant_scopes text[], grant_groups text[], grant_team text, grant_tokens text[], grant_issued_at double precision, trace text) RETURNS bigint
     LANGUAGE sql
@@ -1615,6 +1747,164 @@ $$;
 
 ALTER FUNCTION rag.drop_version_v1(document uuid, version_ordinal bigint) OWNER TO bulkhead_owner;
 
+CREATE TABLE rag.charge (
+    tenant_id uuid NOT NULL,
+    charge_id uuid NOT NULL,
+    kind text NOT NULL,
+    parent uuid,
+    task_id uuid,
+    call_key text NOT NULL,
+    attempt integer NOT NULL,
+    subject text NOT NULL,
+    team text,
+    model text NOT NULL,
+    endpoint text NOT NULL,
+    price_id uuid,
+    upper numeric(30,12) NOT NULL,
+    drawn numeric(30,12) DEFAULT 0 NOT NULL,
+    cost numeric(30,12) DEFAULT 0 NOT NULL,
+    estimated boolean DEFAULT false NOT NULL,
+    state text NOT NULL,
+    prompt_tokens bigint,
+    cached_tokens bigint,
+    completion_tokens bigint,
+    held_at timestamp with time zone NOT NULL,
+    started_at timestamp with time zone,
+    ended_at timestamp with time zone,
+    accounts uuid[] NOT NULL,
+    shares numeric(30,12)[] NOT NULL,
+    begins numeric(30,12)[] NOT NULL,
+    CONSTRAINT charge_amounts CHECK ((((upper >= (0)::numeric) AND (upper <= ('1000000000000'::bigint)::numeric)) AND ((cost >= (0)::numeric) AND (cost <= ('1000000000000'::bigint)::numeric)) AND ((drawn >= (0)::numeric) AND (drawn <= upper)))),
+    CONSTRAINT charge_kind CHECK ((kind = ANY (ARRAY['call'::text, 'reserve'::text]))),
+    CONSTRAINT charge_sizes CHECK (((length(call_key) <= 1024) AND (length(team) <= 256) AND (length(model) <= 256) AND (length(endpoint) <= 256))),
+    CONSTRAINT charge_state CHECK ((state = ANY (ARRAY['held'::text, 'started'::text, 'settled'::text, 'released'::text])))
+)
+WITH (fillfactor='70');
+
+ALTER TABLE ONLY rag.charge FORCE ROW LEVEL SECURITY;
+
+ALTER TABLE rag.charge OWNER TO bulkhead_owner;
+
+CREATE FUNCTION rag.end_charge_v1(one rag.charge, final text, paid numeric, guessed boolean, prompted bigint, cached bigint, completed bigint) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO ''
+    SET plan_cache_mode TO 'force_generic_plan'
+    AS $$
+declare
+    was_open boolean := one.state in ('held', 'started');
+    -- what a released call had held is others' now: should it have cost something after all, that is an overrun
+    bears boolean := one.state <> 'released';
+    reserve rag.charge;
+    back numeric := 0;
+    account rag.budget_account;
+    mark smallint;
+begin
+    if was_open and one.drawn > 0 then
+        select * into reserve
+        from rag.charge r
+        where r.tenant_id = one.tenant_id and r.charge_id = one.parent and r.state = 'held'
+        for no key update;
+        if found then
+            back := one.drawn - least(one.drawn, paid);
+            update rag.charge r
+            set upper = r.upper + back
+            where r.tenant_id = one.tenant_id and r.charge_id = one.parent and back > 0;
+        end if;
+    end if;
+    update rag.charge c
+    set state = final,
+        cost = paid,
+        estimated = guessed,
+        prompt_tokens = prompted,
+        cached_tokens = cached,
+        completion_tokens = completed,
+        ended_at = clock_timestamp()
+    where c.tenant_id = one.tenant_id and c.charge_id = one.charge_id;
+    delete from queue.charge q where q.tenant_id = one.tenant_id and q.charge_id = one.charge_id;
+
+    perform 1
+    from rag.budget_account a
+    where a.tenant_id = one.tenant_id and a.account_id = any (one.accounts)
+    order by a.account_id
+    for no key update;
+    for account in
+        update rag.budget_account a
+        set held = a.held - d.held, settled = a.settled + d.settled, overrun = a.overrun + d.overrun
+        from (
+            select
+                p.account_id,
+                case when was_open then p.share - case when p.account_id = any (reserve.accounts) then back else 0 end
+                    else 0 end as held,
+                p.settled - p.was_settled as settled,
+                p.part - p.settled - (p.was_part - p.was_settled) as overrun
+            from (
+                select
+                    b.*,
+                    case when bears then least(b.part, b.share) else 0 end as settled,
+                    -- what it bears already; a released call bears nothing, and one that is open has paid nothing
+                    least(b.was_part, b.share) as was_settled
+                from (
+                    select
+                        s.account_id,
+                        s.share,
+                        -- the last one that bears the call also bears what comes after its bound
+                        least(greatest(paid - s.begin, 0), case when s.begin + s.share < one.upper then s.share end) as part,
+                        least(
+                            greatest(one.cost - s.begin, 0), case when s.begin + s.share < one.upper then s.share end
+                        ) as was_part
+                    from unnest(one.accounts, one.shares, one.begins) as s (account_id, share, begin)
+                ) b
+            ) p
+        ) d
+        where a.tenant_id = one.tenant_id and a.account_id = d.account_id
+        returning a.*
+    loop
+        mark := case
+            when account.amount is null then 0
+            when account.settled + account.overrun >= account.amount then 100
+            when account.settled + account.overrun >= 0.8 * account.amount then 80
+            else 0
+        end;
+        if mark > account.alerted then
+            perform rag.note_budget_v1(account, mark);
+        end if;
+    end loop;
+end
+$$;
+
+ALTER FUNCTION rag.end_charge_v1(one rag.charge, final text, paid numeric, guessed boolean, prompted bigint, cached bigint, completed bigint) OWNER TO bulkhead_owner;
+
+CREATE FUNCTION rag.end_reserve_v1() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO ''
+    AS $$
+declare
+    reserve rag.charge;
+begin
+    select * into reserve
+    from rag.charge r
+    where r.tenant_id = new.tenant_id and r.task_id = new.task_id and r.kind = 'reserve' and r.state = 'held'
+    for no key update;
+    if not found then
+        return null;
+    end if;
+    perform 1
+    from rag.budget_account a
+    where a.tenant_id = new.tenant_id and a.account_id = any (reserve.accounts)
+    order by a.account_id
+    for no key update;
+    update rag.budget_account a
+    set held = a.held - reserve.upper
+    where a.tenant_id = new.tenant_id and a.account_id = any (reserve.accounts);
+    update rag.charge r
+    set state = 'released', upper = 0, ended_at = clock_timestamp()
+    where r.tenant_id = new.tenant_id and r.charge_id = reserve.charge_id;
+    return null;
+end
+$$;
+
+ALTER FUNCTION rag.end_reserve_v1() OWNER TO bulkhead_owner;
+
 CREATE FUNCTION rag.events_after_v1(context text, task uuid, after bigint) RETURNS TABLE(seq bigint, kind text, payload jsonb, created_at timestamp with time zone)
     LANGUAGE plpgsql
     SET search_path TO ''
@@ -1715,6 +2005,143 @@ CREATE FUNCTION rag.follow_vocabulary_v1(tenant uuid, changed_terms text[], chan
 $_$;
 
 ALTER FUNCTION rag.follow_vocabulary_v1(tenant uuid, changed_terms text[], changed_audiences bigint[], changes bigint[]) OWNER TO bulkhead_owner;
+
+CREATE FUNCTION rag.forget_accounts_v1() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO ''
+    AS $$
+declare
+    gone uuid[];
+begin
+    if tg_table_name = 'budget' then
+        gone := array(
+            select a.account_id
+            from rag.budget_account a
+            where a.tenant_id = old.tenant_id and a.scope = old.scope and a.model = old.model and a.period = old.period
+                and (old.scope_id = '' or a.scope_id = old.scope_id)
+            order by a.account_id
+            for update
+        );
+        delete from rag.budget_account a where a.tenant_id = old.tenant_id and a.account_id = any (gone);
+    elsif tg_table_name = 'tier_budget' then
+        gone := array(
+            select a.account_id
+            from rag.tenant t
+            join rag.budget_account a on a.tenant_id = t.tenant_id
+            where t.tier = old.tier and a.scope = 'tenant' and a.model = '' and a.period = old.period
+            order by a.account_id
+            for update of a
+        );
+        delete from rag.budget_account a where a.account_id = any (gone);
+    elsif new.tier <> old.tier then
+        gone := array(
+            select a.account_id
+            from rag.budget_account a
+            where a.tenant_id = old.tenant_id and a.scope = 'tenant' and a.model = ''
+            order by a.account_id
+            for update
+        );
+        delete from rag.budget_account a where a.tenant_id = old.tenant_id and a.account_id = any (gone);
+    end if;
+    return null;
+end
+$$;
+
+ALTER FUNCTION rag.forget_accounts_v1() OWNER TO bulkhead_owner;
+
+CREATE FUNCTION rag.guard_budgets_v1() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO ''
+    AS $$
+begin
+    if tg_table_name = 'tier_budget' then
+        perform pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended('ledger tiers', 0));
+    else
+        perform pg_catalog.pg_advisory_xact_lock(
+            pg_catalog.hashtextextended('ledger budgets ' || (case tg_op when 'DELETE' then old.tenant_id else new.tenant_id end)::text, 0)
+        );
+    end if;
+    return case tg_op when 'DELETE' then old else new end;
+end
+$$;
+
+ALTER FUNCTION rag.guard_budgets_v1() OWNER TO bulkhead_owner;
+
+CREATE FUNCTION rag.hold_charge_v1(context text, charge uuid, call_key text, attempt integer, called text, endpoint text, price uuid, most numeric, team text, task uuid, max_cost numeric, lease_s double precision) RETURNS TABLE(refused text, scope text, period text, remaining numeric, resets_at timestamp with time zone)
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO ''
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET lock_timeout TO '3s'
+    AS $$
+declare
+    caller jsonb;
+    tenant uuid;
+    moment timestamptz := clock_timestamp();
+    limits rag.budget_account[];
+    reserve rag.charge;
+    lent numeric := 0;
+    cap numeric;
+    taken record;
+begin
+    perform set_config('app.context', context, true), set_config('synchronous_commit', 'off', true);
+    caller := seal.verified_context();
+    tenant := (caller ->> 'tenant')::uuid;
+    perform rag.keep_budgets_v1(tenant);
+    moment := clock_timestamp();
+    if exists (select from rag.charge c where c.tenant_id = tenant and c.charge_id = charge) then
+        return;
+    end if;
+    limits := array(select b from rag.budgets_of_v1(tenant, caller ->> 'sub', team, task, called, moment) b);
+    cap := least(max_cost, (select min(l.amount) from unnest(limits) l where l.period = 'request'));
+    if price is null and (cap is not null or exists (select from unnest(limits) l where l.amount is not null)) then
+        return query select 'price'::text, null::text, null::text, null::numeric, null::timestamptz;
+        return;
+    end if;
+    if most > cap then
+        return query select 'budget'::text, 'request'::text, 'request'::text, cap, null::timestamptz;
+        return;
+    end if;
+    if task is not null then
+        select * into reserve
+        from rag.charge r
+        where r.tenant_id = tenant and r.task_id = task and r.kind = 'reserve' and r.state = 'held'
+            and r.subject = caller ->> 'sub'
+        for no key update;
+        if found then
+            lent := least(most, reserve.upper);
+        end if;
+    end if;
+    select * into taken
+    from rag.take_budget_v1(tenant, limits, most, lent, coalesce(reserve.accounts, '{}'));
+    if (taken.refusing).account_id is not null then
+        return query
+        select
+            'budget'::text, (taken.refusing).scope, (taken.refusing).period,
+            greatest(
+                (taken.refusing).amount - (taken.refusing).held - (taken.refusing).settled - (taken.refusing).overrun, 0
+            ),
+            (taken.refusing).ends_at;
+        return;
+    end if;
+    if lent > 0 then
+        update rag.charge r
+        set upper = r.upper - lent
+        where r.tenant_id = tenant and r.charge_id = reserve.charge_id;
+    end if;
+    insert into rag.charge (
+        tenant_id, charge_id, kind, parent, task_id, call_key, attempt, subject, team, model, endpoint, price_id,
+        upper, drawn, state, held_at, accounts, shares, begins
+    )
+    values (
+        tenant, charge, 'call', case when lent > 0 then reserve.charge_id end, task, call_key, attempt, caller ->> 'sub',
+        team, called, endpoint, price, most, lent, 'held', moment, taken.accounts, taken.shares, taken.begins
+    );
+    insert into queue.charge (tenant_id, charge_id, leased_until)
+    values (tenant, charge, moment + make_interval(secs => lease_s));
+end
+$$;
+
+ALTER FUNCTION rag.hold_charge_v1(context text, charge uuid, call_key text, attempt integer, called text, endpoint text, price uuid, most numeric, team text, task uuid, max_cost numeric, lease_s double precision) OWNER TO bulkhead_owner;
 
 CREATE FUNCTION rag.hold_models_v1(default_model smallint) RETURNS TABLE(model_id smallint, next_model_id smallint)
     LANGUAGE sql
@@ -1868,6 +2295,17 @@ $$;
 
 ALTER PROCEDURE rag.isolate_by_audience(IN target regclass) OWNER TO bulkhead_owner;
 
+CREATE FUNCTION rag.keep_budgets_v1(tenant uuid) RETURNS void
+    LANGUAGE sql
+    SET search_path TO ''
+    AS $$
+    select
+        pg_catalog.pg_advisory_xact_lock_shared(pg_catalog.hashtextextended('ledger tiers', 0)),
+        pg_catalog.pg_advisory_xact_lock_shared(pg_catalog.hashtextextended('ledger budgets ' || tenant::text, 0));
+$$;
+
+ALTER FUNCTION rag.keep_budgets_v1(tenant uuid) OWNER TO bulkhead_owner;
+
 CREATE FUNCTION rag.key_title() RETURNS trigger
     LANGUAGE plpgsql
     SET search_path TO ''
@@ -1904,6 +2342,28 @@ CREATE FUNCTION rag.lexemes_v1(config regconfig, body text) RETURNS TABLE(term t
 $$;
 
 ALTER FUNCTION rag.lexemes_v1(config regconfig, body text) OWNER TO bulkhead_owner;
+
+CREATE FUNCTION rag.note_budget_v1(account rag.budget_account, mark smallint) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO ''
+    AS $$
+begin
+    insert into rag.budget_alert (
+        tenant_id, account_id, mark, scope, scope_id, model, period, starts_at, ends_at, amount, used
+    )
+    select
+        account.tenant_id, account.account_id, m.mark, account.scope, account.scope_id, account.model, account.period,
+        account.starts_at, account.ends_at, account.amount, account.settled + account.overrun
+    from unnest(array[80, 100]) as m (mark)
+    where m.mark > account.alerted and m.mark <= note_budget_v1.mark
+    on conflict do nothing;
+    update rag.budget_account a
+    set alerted = note_budget_v1.mark
+    where a.tenant_id = account.tenant_id and a.account_id = account.account_id;
+end
+$$;
+
+ALTER FUNCTION rag.note_budget_v1(account rag.budget_account, mark smallint) OWNER TO bulkhead_owner;
 
 CREATE FUNCTION rag.occurrences_v1(tenant uuid, audiences bigint[], asked text, chunks bigint[], title_weight integer) RETURNS TABLE(chunk_id bigint, frequency integer, length smallint)
     LANGUAGE plpgsql STABLE
@@ -2210,6 +2670,87 @@ end
 $$;
 
 ALTER FUNCTION rag.receive_message_v1(task uuid, message jsonb, message_key text, answers bigint, takes boolean) OWNER TO bulkhead_owner;
+
+CREATE FUNCTION rag.release_charge_v1(context text, charge uuid) RETURNS boolean
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO ''
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET lock_timeout TO '3s'
+    AS $$
+declare
+    tenant uuid;
+    one rag.charge;
+begin
+    perform set_config('app.context', context, true), set_config('synchronous_commit', 'off', true);
+    tenant := (seal.verified_context() ->> 'tenant')::uuid;
+    select * into one
+    from rag.charge c
+    where c.tenant_id = tenant and c.charge_id = charge and c.kind = 'call'
+    for no key update;
+    if not found then
+        return false;
+    end if;
+    if one.state in ('held', 'started') or one.estimated then
+        perform rag.end_charge_v1(one, 'released', 0, false, null, null, null);
+    end if;
+    return true;
+end
+$$;
+
+ALTER FUNCTION rag.release_charge_v1(context text, charge uuid) OWNER TO bulkhead_owner;
+
+CREATE FUNCTION rag.reserve_task_v1(task uuid, most numeric, grant_team text) RETURNS TABLE(refused text, scope text, period text, remaining numeric, resets_at timestamp with time zone)
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO ''
+    SET lock_timeout TO '3s'
+    AS $$
+declare
+    caller jsonb := seal.verified_context();
+    tenant uuid := (caller ->> 'tenant')::uuid;
+    moment timestamptz := clock_timestamp();
+    taken record;
+begin
+    perform rag.keep_budgets_v1(tenant);
+    moment := clock_timestamp();
+    if most <= 0 or exists (
+        select from rag.charge c where c.tenant_id = tenant and c.task_id = task and c.kind = 'reserve'
+    ) then
+        return;
+    end if;
+    select * into taken
+    from rag.take_budget_v1(
+        tenant,
+        array(
+            select b
+            from rag.budgets_of_v1(tenant, caller ->> 'sub', grant_team, task, null, moment) b
+            where b.period <> 'request'
+        ),
+        most, 0, '{}'
+    );
+    if (taken.refusing).account_id is not null then
+        return query
+        select
+            'budget'::text, (taken.refusing).scope, (taken.refusing).period,
+            greatest(
+                (taken.refusing).amount - (taken.refusing).held - (taken.refusing).settled - (taken.refusing).overrun, 0
+            ),
+            (taken.refusing).ends_at;
+        return;
+    end if;
+    if cardinality(taken.accounts) > 0 then
+        insert into rag.charge (
+            tenant_id, charge_id, kind, task_id, call_key, attempt, subject, team, model, endpoint,
+            upper, state, held_at, accounts, shares, begins
+        )
+        values (
+            tenant, gen_random_uuid(), 'reserve', task, '', 1, caller ->> 'sub', grant_team, '', '',
+            most, 'held', moment, taken.accounts, taken.shares, taken.begins
+        );
+    end if;
+end
+$$;
+
+ALTER FUNCTION rag.reserve_task_v1(task uuid, most numeric, grant_team text) OWNER TO bulkhead_owner;
 
 CREATE FUNCTION rag.rewrite_blocks_v1(tenant uuid, terms text[], audiences bigint[], firsts bigint[], lasts bigint[], freshness boolean[], places tid[]) RETURNS void
     LANGUAGE plpgsql
@@ -2988,6 +3529,133 @@ $_$;
 
 ALTER FUNCTION rag.search_v2(context text, query text, phrases text[], phrase_words text, query_vector public.halfvec, vector_model smallint, wanted integer, candidates integer, lexical_weight double precision, dense_weight double precision, fusion text, document_filter jsonpath, per_document integer, posting_budget bigint) OWNER TO bulkhead_owner;
 
+CREATE FUNCTION rag.settle_charge_v1(context text, charge uuid, paid numeric, guessed boolean, prompted bigint, cached bigint, completed bigint) RETURNS boolean
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO ''
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET lock_timeout TO '3s'
+    AS $$
+declare
+    tenant uuid;
+    one rag.charge;
+begin
+    perform set_config('app.context', context, true), set_config('synchronous_commit', 'off', true);
+    tenant := (seal.verified_context() ->> 'tenant')::uuid;
+    select * into one
+    from rag.charge c
+    where c.tenant_id = tenant and c.charge_id = charge and c.kind = 'call'
+    for no key update;
+    if not found then
+        return false;
+    end if;
+    if one.state <> 'settled' or (one.estimated and not guessed) then
+        perform rag.end_charge_v1(one, 'settled', paid, guessed, prompted, cached, completed);
+    end if;
+    return true;
+end
+$$;
+
+ALTER FUNCTION rag.settle_charge_v1(context text, charge uuid, paid numeric, guessed boolean, prompted bigint, cached bigint, completed bigint) OWNER TO bulkhead_owner;
+
+CREATE FUNCTION rag.spent_v1(account rag.budget_account) RETURNS numeric
+    LANGUAGE plpgsql STABLE
+    SET search_path TO ''
+    SET plan_cache_mode TO 'force_custom_plan'
+    AS $$
+declare
+    spent numeric;
+    task uuid := case when account.scope = 'task' then account.scope_id::uuid end;
+begin
+    select sum(c.cost + case when c.state in ('held', 'started') then c.upper else 0 end)
+    into spent
+    from rag.charge c
+    where c.tenant_id = account.tenant_id
+        and c.kind = 'call'
+        and c.held_at >= account.starts_at
+        and (account.model = '' or c.model = account.model)
+        and (account.scope <> 'user' or c.subject = account.scope_id)
+        and (account.scope <> 'team' or c.team = account.scope_id)
+        and (account.scope <> 'task' or c.task_id = task);
+    return coalesce(spent, 0);
+end
+$$;
+
+ALTER FUNCTION rag.spent_v1(account rag.budget_account) OWNER TO bulkhead_owner;
+
+CREATE FUNCTION rag.start_charge_v1(context text, charge uuid, lease_s double precision) RETURNS boolean
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO ''
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET lock_timeout TO '3s'
+    AS $$
+declare
+    tenant uuid;
+begin
+    perform set_config('app.context', context, true), set_config('synchronous_commit', 'on', true);
+    tenant := (seal.verified_context() ->> 'tenant')::uuid;
+    update rag.charge c
+    set state = 'started', started_at = clock_timestamp()
+    where c.tenant_id = tenant and c.charge_id = charge and c.kind = 'call' and c.state = 'held';
+    if not found then
+        return false;
+    end if;
+    update queue.charge q
+    set leased_until = clock_timestamp() + make_interval(secs => lease_s)
+    where q.tenant_id = tenant and q.charge_id = charge;
+    return true;
+end
+$$;
+
+ALTER FUNCTION rag.start_charge_v1(context text, charge uuid, lease_s double precision) OWNER TO bulkhead_owner;
+
+CREATE FUNCTION rag.sweep_charges_v1(tenants uuid[], charges uuid[]) RETURNS integer
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO ''
+    AS $$
+declare
+    due rag.charge[];
+    one rag.charge;
+begin
+    perform set_config('synchronous_commit', 'off', true);
+    -- one that somebody holds is being settled
+    perform 1
+    from unnest(tenants, charges) as x (tenant_id, charge_id)
+    join rag.charge c on c.tenant_id = x.tenant_id and c.charge_id = x.charge_id
+    order by c.charge_id
+    for no key update of c skip locked;
+    -- and whether it is still due is seen by a statement that begins after that
+    due := array(
+        select c
+        from unnest(tenants, charges) as x (tenant_id, charge_id)
+        join rag.charge c on c.tenant_id = x.tenant_id and c.charge_id = x.charge_id
+        join queue.charge q on q.tenant_id = x.tenant_id and q.charge_id = x.charge_id
+        where q.leased_until <= clock_timestamp() and c.state in ('held', 'started')
+        order by c.charge_id
+        for no key update of c skip locked
+    );
+    perform 1
+    from unnest(due) d
+    join rag.charge r on r.tenant_id = d.tenant_id and r.charge_id = d.parent
+    order by r.charge_id
+    for no key update of r;
+    perform 1
+    from rag.budget_account a
+    where (a.tenant_id, a.account_id) in (select d.tenant_id, t.id from unnest(due) d cross join unnest(d.accounts) t (id))
+    order by a.account_id
+    for no key update of a;
+    foreach one in array due loop
+        if one.state = 'held' then
+            perform rag.end_charge_v1(one, 'released', 0, false, null, null, null);
+        else
+            perform rag.end_charge_v1(one, 'settled', one.upper, true, null, null, null);
+        end if;
+    end loop;
+    return cardinality(due);
+end
+$$;
+
+ALTER FUNCTION rag.sweep_charges_v1(tenants uuid[], charges uuid[]) OWNER TO bulkhead_owner;
+
 CREATE FUNCTION rag.sweep_vectors_v1(wanted integer) RETURNS integer
     LANGUAGE plpgsql
     SET search_path TO ''
@@ -3059,6 +3727,147 @@ end
 $$;
 
 ALTER FUNCTION rag.switch_model_v1() OWNER TO bulkhead_owner;
+
+CREATE FUNCTION rag.take_budget_v1(tenant uuid, limits rag.budget_account[], most numeric, drawn numeric, reserved uuid[], OUT accounts uuid[], OUT shares numeric[], OUT begins numeric[], OUT refusing rag.budget_account) RETURNS record
+    LANGUAGE plpgsql
+    SET search_path TO ''
+    SET plan_cache_mode TO 'force_generic_plan'
+    AS $$
+declare
+    covered boolean := drawn > 0 and drawn = most;
+    wanted integer := (select count(*) from unnest(limits) l where l.period <> 'request');
+    known rag.budget_account[] := '{}';
+    amounts numeric[];
+    extras numeric[];
+    only_reserve uuid;
+begin
+    accounts := '{}';
+    shares := '{}';
+    begins := '{}';
+    while wanted > 0 loop
+        -- One caller of a tenant makes the accounts that are missing; the others wait, and do not all add up the same charges.
+        if exists (
+            select from unnest(limits) l
+            where l.period <> 'request'
+                and not exists (
+                    select
+                    from rag.budget_account a
+                    where a.tenant_id = tenant and a.scope = l.scope and a.scope_id = l.scope_id and a.model = l.model
+                        and a.period = l.period and a.starts_at = l.starts_at
+                )
+        ) then
+            perform pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended('ledger accounts ' || tenant::text, 0));
+        end if;
+        -- An account begins with what was spent in its period already: the budget may be younger. What is under way counts as
+        -- its bound; it will not be settled here.
+        with missing as materialized (
+            select l as account
+            from unnest(limits) l
+            where l.period <> 'request'
+                and not exists (
+                    select
+                    from rag.budget_account a
+                    where a.tenant_id = tenant and a.scope = l.scope and a.scope_id = l.scope_id and a.model = l.model
+                        and a.period = l.period and a.starts_at = l.starts_at
+                )
+        )
+        insert into rag.budget_account as a (
+            tenant_id, scope, scope_id, model, period, starts_at, ends_at, amount, ceiling, settled
+        )
+        select
+            tenant, (m.account).scope, (m.account).scope_id, (m.account).model, (m.account).period,
+            (m.account).starts_at, (m.account).ends_at, (m.account).amount,
+            case when (m.account).amount is not null then greatest((m.account).amount, u.used) end,
+            u.used
+        from missing m
+        cross join lateral (select rag.spent_v1(m.account) as used) u
+        -- always in this order, so that two who make the same ones wait for each other in one place
+        order by (m.account).scope, (m.account).scope_id, (m.account).model, (m.account).period
+        on conflict on constraint budget_account_key do nothing;
+
+        select coalesce(array_agg(found.account), '{}')
+        into known
+        from (
+            select a as account
+            from unnest(limits) l
+            join rag.budget_account a on a.tenant_id = tenant and a.scope = l.scope and a.scope_id = l.scope_id
+                and a.model = l.model and a.period = l.period and a.starts_at = l.starts_at
+            -- where a reserve covers all of it nothing changes, and nobody is waited for
+            where l.period <> 'request' and not (covered and a.account_id = any (reserved))
+            order by a.account_id
+            for no key update of a
+        ) found;
+        exit when cardinality(known) = wanted or covered;
+        -- an operator has taken one away meanwhile
+    end loop;
+
+    select
+        coalesce(array_agg(k.account_id), '{}'),
+        coalesce(array_agg(k.share), '{}'),
+        coalesce(array_agg(k.begin), '{}'),
+        array_agg(k.extra),
+        array_agg(k.amount)
+    into accounts, shares, begins, extras, amounts
+    from (
+        select
+            a.account_id,
+            l.amount,
+            most - case when o.elsewhere then drawn else 0 end as share,
+            case when o.elsewhere then drawn else 0 end as begin,
+            most - case when o.elsewhere or a.account_id = any (reserved) then drawn else 0 end as extra
+        from unnest(known) a
+        join unnest(limits) l on l.scope = a.scope and l.scope_id = a.scope_id and l.model = a.model and l.period = a.period
+        cross join lateral (
+            -- the reserve is held in this budget, in an earlier period of it
+            select exists (
+                select
+                from rag.budget_account r
+                where r.tenant_id = tenant
+                    and r.account_id = any (reserved)
+                    and r.account_id <> a.account_id
+                    and r.scope = a.scope and r.scope_id = a.scope_id and r.model = a.model and r.period = a.period
+            ) as elsewhere
+        ) o
+        where not (o.elsewhere and covered)
+    ) k;
+
+    select a.*
+    into refusing
+    from unnest(accounts, extras, amounts) as x (account_id, extra, amount)
+    join unnest(known) a on a.account_id = x.account_id
+    where x.extra > 0 and a.held + a.settled + a.overrun + x.extra > x.amount
+    order by x.amount - a.held - a.settled - a.overrun, a.ends_at desc
+    limit 1;
+    if refusing.account_id is not null then
+        refusing.amount := amounts[array_position(accounts, refusing.account_id)];
+        -- used up, and not only by what is under way: an alert says so, which is why a refusal is an answer and no error
+        if refusing.alerted < 100
+            and refusing.settled + refusing.overrun >= 0.8 * refusing.amount
+            and refusing.settled + refusing.overrun + extras[array_position(accounts, refusing.account_id)] > refusing.amount
+        then
+            perform rag.note_budget_v1(refusing, 100::smallint);
+        end if;
+        return;
+    end if;
+
+    update rag.budget_account a
+    set held = a.held + x.extra,
+        amount = x.amount,
+        ceiling = case when x.amount is not null then greatest(x.amount, a.held + a.settled + x.extra) end
+    from unnest(accounts, extras, amounts) as x (account_id, extra, amount)
+    where a.tenant_id = tenant and a.account_id = x.account_id and (x.extra > 0 or a.amount is distinct from x.amount);
+
+    foreach only_reserve in array reserved loop
+        if drawn > 0 and only_reserve <> all (accounts) then
+            accounts := accounts || only_reserve;
+            shares := shares || drawn;
+            begins := begins || 0::numeric;
+        end if;
+    end loop;
+end
+$$;
+
+ALTER FUNCTION rag.take_budget_v1(tenant uuid, limits rag.budget_account[], most numeric, drawn numeric, reserved uuid[], OUT accounts uuid[], OUT shares numeric[], OUT begins numeric[], OUT refusing rag.budget_account) OWNER TO bulkhead_owner;
 
 CREATE FUNCTION rag.task_may_become(current text, next text) RETURNS boolean
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
@@ -3231,6 +4040,14 @@ CREATE TABLE migration.applied (
 
 ALTER TABLE migration.applied OWNER TO bulkhead_owner;
 
+CREATE TABLE queue.charge (
+    tenant_id uuid NOT NULL,
+    charge_id uuid NOT NULL,
+    leased_until timestamp with time zone NOT NULL
+);
+
+ALTER TABLE queue.charge OWNER TO bulkhead_queue;
+
 CREATE TABLE queue.embedding (
     tenant_id uuid NOT NULL,
     document_id uuid NOT NULL,
@@ -3382,6 +4199,43 @@ WITH (fillfactor='50');
 ALTER TABLE ONLY rag.audit_head FORCE ROW LEVEL SECURITY;
 
 ALTER TABLE rag.audit_head OWNER TO bulkhead_owner;
+
+CREATE TABLE rag.budget (
+    tenant_id uuid NOT NULL,
+    scope text NOT NULL,
+    scope_id text DEFAULT ''::text NOT NULL,
+    model text DEFAULT ''::text NOT NULL,
+    period text NOT NULL,
+    amount numeric(30,12),
+    changed_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    CONSTRAINT budget_amount CHECK (((amount >= (0)::numeric) AND (amount <= ('1000000000000'::bigint)::numeric))),
+    CONSTRAINT budget_model_length CHECK ((length(model) <= 256)),
+    CONSTRAINT budget_scope CHECK ((((scope = ANY (ARRAY['tenant'::text, 'team'::text, 'user'::text])) AND (period = ANY (ARRAY['day'::text, 'month'::text]))) OR ((scope = 'task'::text) AND (period = 'task'::text)) OR ((scope = 'request'::text) AND (period = 'request'::text)))),
+    CONSTRAINT budget_scope_id CHECK (((scope_id = ''::text) OR ((scope = ANY (ARRAY['team'::text, 'user'::text])) AND (length(scope_id) <= 256))))
+);
+
+ALTER TABLE ONLY rag.budget FORCE ROW LEVEL SECURITY;
+
+ALTER TABLE rag.budget OWNER TO bulkhead_owner;
+
+CREATE TABLE rag.budget_alert (
+    tenant_id uuid NOT NULL,
+    account_id uuid NOT NULL,
+    mark smallint NOT NULL,
+    scope text NOT NULL,
+    scope_id text NOT NULL,
+    model text NOT NULL,
+    period text NOT NULL,
+    starts_at timestamp with time zone NOT NULL,
+    ends_at timestamp with time zone,
+    amount numeric(30,12) NOT NULL,
+    used numeric(30,12) NOT NULL,
+    at timestamp with time zone DEFAULT clock_timestamp() NOT NULL
+);
+
+ALTER TABLE ONLY rag.budget_alert FORCE ROW LEVEL SECURITY;
+
+ALTER TABLE rag.budget_alert OWNER TO bulkhead_owner;
 
 CREATE TABLE rag.chunk (
     tenant_id uuid NOT NULL,
@@ -3976,6 +4830,70 @@ ALTER TABLE ONLY rag.external_server FORCE ROW LEVEL SECURITY;
 
 ALTER TABLE rag.external_server OWNER TO bulkhead_owner;
 
+CREATE TABLE rag.llm_endpoint (
+    name text NOT NULL,
+    base_url text NOT NULL,
+    kind text NOT NULL,
+    enabled boolean DEFAULT true NOT NULL,
+    changed_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    CONSTRAINT llm_endpoint_kind CHECK ((kind = ANY (ARRAY['vllm'::text, 'openai'::text, 'ollama'::text]))),
+    CONSTRAINT llm_endpoint_name_form CHECK ((name ~ '^[a-z0-9][a-z0-9-]{0,62}$'::text)),
+    CONSTRAINT llm_endpoint_url CHECK (((base_url ~ '^https?://[^[:space:]@?#]+[^[:space:]@?#/]$'::text) AND (length(base_url) <= 2048))),
+    CONSTRAINT llm_endpoint_vllm_url CHECK (((kind <> 'vllm'::text) OR (base_url ~ '/v1$'::text)))
+);
+
+ALTER TABLE rag.llm_endpoint OWNER TO bulkhead_owner;
+
+CREATE TABLE rag.llm_model (
+    name text NOT NULL,
+    tier smallint NOT NULL,
+    context_tokens integer NOT NULL,
+    tiers text[] DEFAULT '{}'::text[] NOT NULL,
+    changed_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    CONSTRAINT llm_model_context CHECK (((context_tokens >= 1) AND (context_tokens <= 100000000))),
+    CONSTRAINT llm_model_name_form CHECK ((name ~ '^[A-Za-z0-9][A-Za-z0-9._/:-]{0,127}$'::text)),
+    CONSTRAINT llm_model_tier CHECK (((tier >= 1) AND (tier <= 3))),
+    CONSTRAINT llm_model_tiers CHECK ((tiers <@ ARRAY['free'::text, 'pro'::text, 'enterprise'::text]))
+);
+
+ALTER TABLE rag.llm_model OWNER TO bulkhead_owner;
+
+CREATE TABLE rag.llm_model_tenant (
+    tenant_id uuid NOT NULL,
+    model text NOT NULL
+);
+
+ALTER TABLE ONLY rag.llm_model_tenant FORCE ROW LEVEL SECURITY;
+
+ALTER TABLE rag.llm_model_tenant OWNER TO bulkhead_owner;
+
+CREATE TABLE rag.llm_offer (
+    model text NOT NULL,
+    endpoint text NOT NULL,
+    served_name text NOT NULL,
+    priority integer DEFAULT 100 NOT NULL,
+    changed_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    CONSTRAINT llm_offer_priority CHECK (((priority >= 0) AND (priority <= 1000000))),
+    CONSTRAINT llm_offer_served_name CHECK (((length(served_name) >= 1) AND (length(served_name) <= 256)))
+);
+
+ALTER TABLE rag.llm_offer OWNER TO bulkhead_owner;
+
+CREATE TABLE rag.llm_price (
+    price_id uuid DEFAULT gen_random_uuid() NOT NULL,
+    model text NOT NULL,
+    endpoint text NOT NULL,
+    valid_from timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    input numeric NOT NULL,
+    cached_input numeric NOT NULL,
+    output numeric NOT NULL,
+    second numeric DEFAULT 0 NOT NULL,
+    CONSTRAINT llm_price_cached CHECK ((cached_input <= input)),
+    CONSTRAINT llm_price_numbers CHECK (((LEAST(input, cached_input, output, second) >= (0)::numeric) AND (GREATEST(input, cached_input, output, second) <= (1000000000)::numeric) AND (GREATEST(scale(input), scale(cached_input), scale(output), scale(second)) <= 6)))
+);
+
+ALTER TABLE rag.llm_price OWNER TO bulkhead_owner;
+
 CREATE SEQUENCE rag.ordinal_seq
     START WITH 1
     INCREMENT BY 1
@@ -4348,6 +5266,17 @@ ALTER TABLE ONLY rag.push_config FORCE ROW LEVEL SECURITY;
 
 ALTER TABLE rag.push_config OWNER TO bulkhead_owner;
 
+CREATE TABLE rag.routing_rule (
+    ordinal integer NOT NULL,
+    name text NOT NULL,
+    tier smallint NOT NULL,
+    condition jsonb NOT NULL,
+    CONSTRAINT routing_rule_condition CHECK ((jsonb_typeof(condition) = 'object'::text)),
+    CONSTRAINT routing_rule_tier CHECK (((tier >= 1) AND (tier <= 3)))
+);
+
+ALTER TABLE rag.routing_rule OWNER TO bulkhead_owner;
+
 CREATE TABLE rag.schedule (
     tenant_id uuid NOT NULL,
     schedule_id uuid NOT NULL,
@@ -4472,6 +5401,17 @@ CREATE TABLE rag.tier (
 );
 
 ALTER TABLE rag.tier OWNER TO bulkhead_owner;
+
+CREATE TABLE rag.tier_budget (
+    tier text NOT NULL,
+    period text NOT NULL,
+    amount numeric(30,12) NOT NULL,
+    changed_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    CONSTRAINT budget_amount CHECK (((amount >= (0)::numeric) AND (amount <= ('1000000000000'::bigint)::numeric))),
+    CONSTRAINT budget_period CHECK ((period = ANY (ARRAY['day'::text, 'month'::text])))
+);
+
+ALTER TABLE rag.tier_budget OWNER TO bulkhead_owner;
 
 CREATE TABLE rag.tombstone (
     tenant_id uuid NOT NULL,
@@ -4632,6 +5572,9 @@ ALTER TABLE ONLY checkpoint.checkpoints
 ALTER TABLE ONLY migration.applied
     ADD CONSTRAINT applied_pkey PRIMARY KEY (version);
 
+ALTER TABLE ONLY queue.charge
+    ADD CONSTRAINT charge_pkey PRIMARY KEY (tenant_id, charge_id);
+
 ALTER TABLE ONLY queue.embedding
     ADD CONSTRAINT embedding_pkey PRIMARY KEY (tenant_id, document_id);
 
@@ -4667,6 +5610,21 @@ ALTER TABLE ONLY rag.audit_head
 
 ALTER TABLE ONLY rag.audit
     ADD CONSTRAINT audit_pkey PRIMARY KEY (tenant_id, seq);
+
+ALTER TABLE ONLY rag.budget_account
+    ADD CONSTRAINT budget_account_key UNIQUE (tenant_id, scope, scope_id, model, period, starts_at);
+
+ALTER TABLE ONLY rag.budget_account
+    ADD CONSTRAINT budget_account_pkey PRIMARY KEY (tenant_id, account_id);
+
+ALTER TABLE ONLY rag.budget_alert
+    ADD CONSTRAINT budget_alert_pkey PRIMARY KEY (tenant_id, account_id, mark);
+
+ALTER TABLE ONLY rag.budget
+    ADD CONSTRAINT budget_pkey PRIMARY KEY (tenant_id, scope, scope_id, model, period);
+
+ALTER TABLE ONLY rag.charge
+    ADD CONSTRAINT charge_pkey PRIMARY KEY (tenant_id, charge_id);
 
 ALTER TABLE ONLY rag.chunk
     ADD CONSTRAINT chunk_pkey PRIMARY KEY (tenant_id, chunk_id);
@@ -4794,6 +5752,24 @@ ALTER TABLE ONLY rag.external_server
 ALTER TABLE ONLY rag.external_server
     ADD CONSTRAINT external_server_pkey PRIMARY KEY (tenant_id, server_id);
 
+ALTER TABLE ONLY rag.llm_endpoint
+    ADD CONSTRAINT llm_endpoint_name PRIMARY KEY (name);
+
+ALTER TABLE ONLY rag.llm_model
+    ADD CONSTRAINT llm_model_name PRIMARY KEY (name);
+
+ALTER TABLE ONLY rag.llm_model_tenant
+    ADD CONSTRAINT llm_model_tenant_pkey PRIMARY KEY (tenant_id, model);
+
+ALTER TABLE ONLY rag.llm_offer
+    ADD CONSTRAINT llm_offer_name PRIMARY KEY (model, endpoint);
+
+ALTER TABLE ONLY rag.llm_price
+    ADD CONSTRAINT llm_price_id PRIMARY KEY (price_id);
+
+ALTER TABLE ONLY rag.llm_price
+    ADD CONSTRAINT llm_price_moment UNIQUE (model, endpoint, valid_from);
+
 ALTER TABLE ONLY rag.posting
     ADD CONSTRAINT posting_pkey PRIMARY KEY (tenant_id, term, audience, first_chunk) INCLUDE (last_chunk, postings);
 
@@ -4851,6 +5827,12 @@ ALTER TABLE ONLY rag.push_config
 ALTER TABLE ONLY rag.push_config
     ADD CONSTRAINT push_config_pkey PRIMARY KEY (tenant_id, push_id);
 
+ALTER TABLE ONLY rag.routing_rule
+    ADD CONSTRAINT routing_rule_name_unique UNIQUE (name);
+
+ALTER TABLE ONLY rag.routing_rule
+    ADD CONSTRAINT routing_rule_ordinal PRIMARY KEY (ordinal);
+
 ALTER TABLE ONLY rag.schedule
     ADD CONSTRAINT schedule_name_unique UNIQUE (tenant_id, subject, name);
 
@@ -4884,6 +5866,9 @@ ALTER TABLE ONLY rag.tenant
 ALTER TABLE ONLY rag.term
     ADD CONSTRAINT term_pkey PRIMARY KEY (tenant_id, audience, term);
 
+ALTER TABLE ONLY rag.tier_budget
+    ADD CONSTRAINT tier_budget_pkey PRIMARY KEY (tier, period);
+
 ALTER TABLE ONLY rag.tier
     ADD CONSTRAINT tier_name PRIMARY KEY (name);
 
@@ -4898,6 +5883,8 @@ ALTER TABLE ONLY seal.key
 
 ALTER TABLE ONLY seal.revocation
     ADD CONSTRAINT revocation_pkey PRIMARY KEY (tenant_id, kind, subject);
+
+CREATE INDEX charge_by_lease ON queue.charge USING btree (leased_until);
 
 CREATE INDEX embedding_by_time ON queue.embedding USING btree (available_at);
 
@@ -4922,6 +5909,16 @@ CREATE INDEX run_by_time ON queue.run USING btree (enqueued_at);
 CREATE INDEX run_by_worker ON queue.run USING btree (worker) WHERE (worker IS NOT NULL);
 
 CREATE INDEX schedule_by_time ON queue.schedule USING btree (due_at);
+
+CREATE INDEX budget_alert_by_time ON rag.budget_alert USING btree (tenant_id, at, account_id, mark);
+
+CREATE INDEX charge_by_subject ON rag.charge USING btree (tenant_id, subject, held_at);
+
+CREATE INDEX charge_by_task ON rag.charge USING btree (tenant_id, task_id) WHERE (task_id IS NOT NULL);
+
+CREATE INDEX charge_by_time ON rag.charge USING btree (tenant_id, held_at, charge_id);
+
+CREATE UNIQUE INDEX charge_reserve ON rag.charge USING btree (tenant_id, task_id) WHERE (kind = 'reserve'::text);
 
 CREATE INDEX chunk_by_document ON ONLY rag.chunk USING btree (tenant_id, document_id, number);
 
@@ -5229,6 +6226,16 @@ ALTER INDEX rag.posting_pkey ATTACH PARTITION rag.posting_15_pkey;
 
 ALTER INDEX rag.posting_fresh ATTACH PARTITION rag.posting_15_tenant_id_audience_term_idx;
 
+CREATE TRIGGER budget_goes AFTER DELETE ON rag.budget FOR EACH ROW EXECUTE FUNCTION rag.forget_accounts_v1();
+
+CREATE TRIGGER budget_goes AFTER DELETE ON rag.tier_budget FOR EACH ROW EXECUTE FUNCTION rag.forget_accounts_v1();
+
+CREATE TRIGGER budgets_guarded BEFORE INSERT OR DELETE OR UPDATE ON rag.budget FOR EACH ROW EXECUTE FUNCTION rag.guard_budgets_v1();
+
+CREATE TRIGGER budgets_guarded BEFORE UPDATE OF tier ON rag.tenant FOR EACH ROW EXECUTE FUNCTION rag.guard_budgets_v1();
+
+CREATE TRIGGER budgets_guarded BEFORE INSERT OR DELETE OR UPDATE ON rag.tier_budget FOR EACH ROW EXECUTE FUNCTION rag.guard_budgets_v1();
+
 CREATE TRIGGER corpus_change_noted AFTER INSERT ON rag.corpus_change FOR EACH STATEMENT EXECUTE FUNCTION queue.note_write_v1();
 
 CREATE TRIGGER event_is_told AFTER INSERT ON rag.task_event FOR EACH ROW EXECUTE FUNCTION queue.note_event_v1();
@@ -5243,6 +6250,10 @@ CREATE TRIGGER schedule_noted AFTER INSERT OR DELETE OR UPDATE OF next_at ON rag
 
 CREATE TRIGGER task_ended AFTER INSERT OR UPDATE OF state ON rag.task FOR EACH ROW WHEN ((new.state = ANY (ARRAY['completed'::text, 'failed'::text, 'canceled'::text, 'rejected'::text]))) EXECUTE FUNCTION queue.note_end_v1();
 
+CREATE TRIGGER task_gives_back AFTER INSERT OR UPDATE OF state ON rag.task FOR EACH ROW WHEN ((new.state = ANY (ARRAY['completed'::text, 'failed'::text, 'canceled'::text, 'rejected'::text]))) EXECUTE FUNCTION rag.end_reserve_v1();
+
+CREATE TRIGGER tier_changes AFTER UPDATE OF tier ON rag.tenant FOR EACH ROW EXECUTE FUNCTION rag.forget_accounts_v1();
+
 ALTER TABLE ONLY checkpoint.checkpoint_blobs
     ADD CONSTRAINT checkpoint_blobs_tenant_id_fkey FOREIGN KEY (tenant_id) REFERENCES rag.tenant(tenant_id);
 
@@ -5254,6 +6265,9 @@ ALTER TABLE ONLY checkpoint.checkpoints
 
 ALTER TABLE ONLY rag.audience
     ADD CONSTRAINT audience_tenant_id_fkey FOREIGN KEY (tenant_id) REFERENCES rag.tenant(tenant_id);
+
+ALTER TABLE ONLY rag.budget
+    ADD CONSTRAINT budget_tenant_id_fkey FOREIGN KEY (tenant_id) REFERENCES rag.tenant(tenant_id);
 
 ALTER TABLE rag.chunk
     ADD CONSTRAINT chunk_document FOREIGN KEY (tenant_id, document_id) REFERENCES rag.document(tenant_id, document_id) ON DELETE CASCADE;
@@ -5272,6 +6286,24 @@ ALTER TABLE rag.embedding
 
 ALTER TABLE ONLY rag.external_server
     ADD CONSTRAINT external_server_tenant FOREIGN KEY (tenant_id) REFERENCES rag.tenant(tenant_id);
+
+ALTER TABLE ONLY rag.llm_model_tenant
+    ADD CONSTRAINT llm_model_tenant_model FOREIGN KEY (model) REFERENCES rag.llm_model(name) ON DELETE CASCADE;
+
+ALTER TABLE ONLY rag.llm_model_tenant
+    ADD CONSTRAINT llm_model_tenant_tenant FOREIGN KEY (tenant_id) REFERENCES rag.tenant(tenant_id);
+
+ALTER TABLE ONLY rag.llm_offer
+    ADD CONSTRAINT llm_offer_endpoint FOREIGN KEY (endpoint) REFERENCES rag.llm_endpoint(name) ON DELETE CASCADE;
+
+ALTER TABLE ONLY rag.llm_offer
+    ADD CONSTRAINT llm_offer_model FOREIGN KEY (model) REFERENCES rag.llm_model(name) ON DELETE CASCADE;
+
+ALTER TABLE ONLY rag.llm_price
+    ADD CONSTRAINT llm_price_endpoint FOREIGN KEY (endpoint) REFERENCES rag.llm_endpoint(name);
+
+ALTER TABLE ONLY rag.llm_price
+    ADD CONSTRAINT llm_price_model FOREIGN KEY (model) REFERENCES rag.llm_model(name);
 
 ALTER TABLE rag.posting
     ADD CONSTRAINT posting_tenant_id_fkey FOREIGN KEY (tenant_id) REFERENCES rag.tenant(tenant_id);
@@ -5308,6 +6340,9 @@ ALTER TABLE ONLY rag.tenant
 
 ALTER TABLE ONLY rag.term
     ADD CONSTRAINT term_tenant_id_fkey FOREIGN KEY (tenant_id) REFERENCES rag.tenant(tenant_id);
+
+ALTER TABLE ONLY rag.tier_budget
+    ADD CONSTRAINT tier_budget_tier_fkey FOREIGN KEY (tier) REFERENCES rag.tier(name);
 
 ALTER TABLE ONLY rag.tombstone
     ADD CONSTRAINT tombstone_tenant_id_fkey FOREIGN KEY (tenant_id) REFERENCES rag.tenant(tenant_id);
@@ -5354,6 +6389,14 @@ ALTER TABLE rag.audit_head ENABLE ROW LEVEL SECURITY;
 CREATE POLICY audit_read ON rag.audit TO bulkhead_maintenance USING (true) WITH CHECK (false);
 
 CREATE POLICY audit_read ON rag.audit_head TO bulkhead_maintenance USING (true) WITH CHECK (false);
+
+ALTER TABLE rag.budget ENABLE ROW LEVEL SECURITY;
+
+ALTER TABLE rag.budget_account ENABLE ROW LEVEL SECURITY;
+
+ALTER TABLE rag.budget_alert ENABLE ROW LEVEL SECURITY;
+
+ALTER TABLE rag.charge ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE rag.chunk ENABLE ROW LEVEL SECURITY;
 
@@ -5431,6 +6474,22 @@ ALTER TABLE rag.embedding_15 ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE rag.external_server ENABLE ROW LEVEL SECURITY;
 
+CREATE POLICY ledger ON rag.budget TO bulkhead_owner USING (true) WITH CHECK (false);
+
+CREATE POLICY ledger ON rag.budget_account TO bulkhead_owner USING (true) WITH CHECK (true);
+
+CREATE POLICY ledger ON rag.budget_alert TO bulkhead_owner USING (true) WITH CHECK (true);
+
+CREATE POLICY ledger ON rag.charge TO bulkhead_owner USING (true) WITH CHECK (true);
+
+CREATE POLICY ledger_read ON rag.budget_account TO bulkhead_maintenance USING (true) WITH CHECK (false);
+
+CREATE POLICY ledger_read ON rag.budget_alert TO bulkhead_maintenance USING (true) WITH CHECK (false);
+
+CREATE POLICY ledger_read ON rag.charge TO bulkhead_maintenance USING (true) WITH CHECK (false);
+
+ALTER TABLE rag.llm_model_tenant ENABLE ROW LEVEL SECURITY;
+
 CREATE POLICY of_a_readable_chunk ON rag.embedding AS RESTRICTIVE FOR INSERT TO bulkhead_app WITH CHECK ((EXISTS ( SELECT
    FROM rag.chunk c
   WHERE ((c.tenant_id = embedding.tenant_id) AND (c.chunk_id = embedding.chunk_id)))));
@@ -5451,7 +6510,11 @@ CREATE POLICY of_an_own_task ON rag.task_call AS RESTRICTIVE FOR INSERT TO bulkh
    FROM rag.task t
   WHERE ((t.tenant_id = task_call.tenant_id) AND (t.task_id = task_call.task_id) AND (t.subject = task_call.subject)))));
 
+CREATE POLICY operated ON rag.budget TO bulkhead_maintenance USING (true) WITH CHECK (true);
+
 CREATE POLICY operated ON rag.external_server TO bulkhead_maintenance USING (true) WITH CHECK (true);
+
+CREATE POLICY operated ON rag.llm_model_tenant TO bulkhead_maintenance USING (true) WITH CHECK (true);
 
 CREATE POLICY own_grant ON rag.push_config AS RESTRICTIVE FOR INSERT TO bulkhead_app WITH CHECK ((rag.is_own_grant_v1(subject, groups, token_ids, token_issued_at) AND (EXISTS ( SELECT
    FROM rag.task t
@@ -5513,6 +6576,8 @@ CREATE POLICY readers ON rag.task_event AS RESTRICTIVE TO bulkhead_queue, bulkhe
 
 CREATE POLICY retention ON rag.tenant TO bulkhead_queue USING (true) WITH CHECK (false);
 
+CREATE POLICY routed ON rag.llm_model_tenant TO bulkhead_worker USING (true) WITH CHECK (false);
+
 ALTER TABLE rag.schedule ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE rag.spelling ENABLE ROW LEVEL SECURITY;
@@ -5534,6 +6599,14 @@ CREATE POLICY tenant_isolation ON rag.audience TO bulkhead_app USING (((tenant_i
 CREATE POLICY tenant_isolation ON rag.audit TO bulkhead_app USING ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant))) WITH CHECK ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)));
 
 CREATE POLICY tenant_isolation ON rag.audit_head TO bulkhead_app USING ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant))) WITH CHECK ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)));
+
+CREATE POLICY tenant_isolation ON rag.budget TO bulkhead_app USING ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant))) WITH CHECK ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)));
+
+CREATE POLICY tenant_isolation ON rag.budget_account TO bulkhead_app USING ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant))) WITH CHECK ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)));
+
+CREATE POLICY tenant_isolation ON rag.budget_alert TO bulkhead_app USING ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant))) WITH CHECK ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)));
+
+CREATE POLICY tenant_isolation ON rag.charge TO bulkhead_app USING ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant))) WITH CHECK ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)));
 
 CREATE POLICY tenant_isolation ON rag.chunk TO bulkhead_app USING (((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)) AND (audience = ANY (( SELECT rag.current_audiences() AS current_audiences)::bigint[])))) WITH CHECK (((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)) AND (audience = ANY (( SELECT rag.current_audiences() AS current_audiences)::bigint[]))));
 
@@ -5608,6 +6681,8 @@ CREATE POLICY tenant_isolation ON rag.embedding_14 TO bulkhead_app USING (((tena
 CREATE POLICY tenant_isolation ON rag.embedding_15 TO bulkhead_app USING (((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)) AND (audience = ANY (( SELECT rag.current_audiences() AS current_audiences)::bigint[])))) WITH CHECK (((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)) AND (audience = ANY (( SELECT rag.current_audiences() AS current_audiences)::bigint[]))));
 
 CREATE POLICY tenant_isolation ON rag.external_server TO bulkhead_app USING ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant))) WITH CHECK ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)));
+
+CREATE POLICY tenant_isolation ON rag.llm_model_tenant TO bulkhead_app USING ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant))) WITH CHECK ((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)));
 
 CREATE POLICY tenant_isolation ON rag.posting TO bulkhead_app USING (((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)) AND (audience = ANY (( SELECT rag.current_audiences() AS current_audiences)::bigint[])))) WITH CHECK (((tenant_id = ( SELECT rag.current_tenant() AS current_tenant)) AND (audience = ANY (( SELECT rag.current_audiences() AS current_audiences)::bigint[]))));
 
@@ -5879,6 +6954,9 @@ GRANT ALL ON FUNCTION queue.rest_push_v1(push uuid, held bigint, soon boolean) T
 
 REVOKE ALL ON FUNCTION queue.sees_task_v1(task uuid) FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION queue.sweep_charges_v1(wanted integer) FROM PUBLIC;
+GRANT ALL ON FUNCTION queue.sweep_charges_v1(wanted integer) TO bulkhead_worker;
+
 REVOKE ALL ON FUNCTION queue.switches_v1() FROM PUBLIC;
 GRANT ALL ON FUNCTION queue.switches_v1() TO bulkhead_maintenance;
 
@@ -5909,6 +6987,11 @@ GRANT ALL ON FUNCTION rag.begin_call_alone_v1(context text, task uuid, held bigi
 REVOKE ALL ON FUNCTION rag.begin_call_v1(task uuid, held bigint, call_key text, call_kind text, call_name text, max_calls bigint, max_tokens bigint) FROM PUBLIC;
 GRANT ALL ON FUNCTION rag.begin_call_v1(task uuid, held bigint, call_key text, call_kind text, call_name text, max_calls bigint, max_tokens bigint) TO bulkhead_app;
 
+GRANT SELECT ON TABLE rag.budget_account TO bulkhead_app;
+GRANT SELECT ON TABLE rag.budget_account TO bulkhead_maintenance;
+
+REVOKE ALL ON FUNCTION rag.budgets_of_v1(tenant uuid, who text, whose text, task uuid, called text, moment timestamp with time zone) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION rag.candidates_v1(list bigint[], wanted integer, per_document integer) FROM PUBLIC;
 GRANT ALL ON FUNCTION rag.candidates_v1(list bigint[], wanted integer, per_document integer) TO bulkhead_app;
 
@@ -5926,6 +7009,9 @@ GRANT ALL ON FUNCTION rag.corpus_version_v1() TO bulkhead_app;
 
 REVOKE ALL ON FUNCTION rag.create_task_alone_v1(context text, task uuid, conversation text, workflow_name text, workflow_input jsonb, first_message jsonb, grant_scopes text[], grant_groups text[], grant_team text, grant_tokens text[], grant_issued_at double precision, trace text, key text, hash bytea) FROM PUBLIC;
 GRANT ALL ON FUNCTION rag.create_task_alone_v1(context text, task uuid, conversation text, workflow_name text, workflow_input jsonb, first_message jsonb, grant_scopes text[], grant_groups text[], grant_team text, grant_tokens text[], grant_issued_at double precision, trace text, key text, hash bytea) TO bulkhead_app;
+
+REVOKE ALL ON FUNCTION rag.create_task_alone_v2(context text, task uuid, conversation text, workflow_name text, workflow_input jsonb, first_message jsonb, grant_scopes text[], grant_groups text[], grant_team text, grant_tokens text[], grant_issued_at double precision, trace text, key text, hash bytea, reserve numeric) FROM PUBLIC;
+GRANT ALL ON FUNCTION rag.create_task_alone_v2(context text, task uuid, conversation text, workflow_name text, workflow_input jsonb, first_message jsonb, grant_scopes text[], grant_groups text[], grant_team text, grant_tokens text[], grant_issued_at double precision, trace text, key text, hash bytea, reserve numeric) TO bulkhead_app;
 
 REVOKE ALL ON FUNCTION rag.create_task_v1(task uuid, context text, workflow_name text, workflow_input jsonb, first_message jsonb, grant_scopes text[], grant_groups text[], grant_team text, grant_tokens text[], grant_issued_at double precision, trace text) FROM PUBLIC;
 GRANT ALL ON FUNCTION rag.create_task_v1(task uuid, context text, workflow_name text, workflow_input jsonb, first_message jsonb, grant_scopes text[], grant_groups text[], grant_team text, grant_tokens text[], grant_issued_at double precision, trace text) TO bulkhead_app;
@@ -5969,6 +7055,13 @@ GRANT ALL ON FUNCTION rag.document_frequencies_v1(tenant uuid, audiences bigint[
 REVOKE ALL ON FUNCTION rag.drop_version_v1(document uuid, version_ordinal bigint) FROM PUBLIC;
 GRANT ALL ON FUNCTION rag.drop_version_v1(document uuid, version_ordinal bigint) TO bulkhead_app;
 
+GRANT SELECT ON TABLE rag.charge TO bulkhead_app;
+GRANT SELECT ON TABLE rag.charge TO bulkhead_maintenance;
+
+REVOKE ALL ON FUNCTION rag.end_charge_v1(one rag.charge, final text, paid numeric, guessed boolean, prompted bigint, cached bigint, completed bigint) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION rag.end_reserve_v1() FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION rag.events_after_v1(context text, task uuid, after bigint) FROM PUBLIC;
 GRANT ALL ON FUNCTION rag.events_after_v1(context text, task uuid, after bigint) TO bulkhead_app;
 
@@ -5980,6 +7073,13 @@ GRANT ALL ON FUNCTION rag.finish_call_v1(task uuid, held bigint, call_key text, 
 
 REVOKE ALL ON FUNCTION rag.follow_vocabulary_v1(tenant uuid, changed_terms text[], changed_audiences bigint[], changes bigint[]) FROM PUBLIC;
 GRANT ALL ON FUNCTION rag.follow_vocabulary_v1(tenant uuid, changed_terms text[], changed_audiences bigint[], changes bigint[]) TO bulkhead_worker;
+
+REVOKE ALL ON FUNCTION rag.forget_accounts_v1() FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION rag.guard_budgets_v1() FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION rag.hold_charge_v1(context text, charge uuid, call_key text, attempt integer, called text, endpoint text, price uuid, most numeric, team text, task uuid, max_cost numeric, lease_s double precision) FROM PUBLIC;
+GRANT ALL ON FUNCTION rag.hold_charge_v1(context text, charge uuid, call_key text, attempt integer, called text, endpoint text, price uuid, most numeric, team text, task uuid, max_cost numeric, lease_s double precision) TO bulkhead_worker;
 
 REVOKE ALL ON FUNCTION rag.hold_models_v1(default_model smallint) FROM PUBLIC;
 GRANT ALL ON FUNCTION rag.hold_models_v1(default_model smallint) TO bulkhead_worker;
@@ -5994,10 +7094,14 @@ REVOKE ALL ON PROCEDURE rag.isolate(IN target regclass) FROM PUBLIC;
 
 REVOKE ALL ON PROCEDURE rag.isolate_by_audience(IN target regclass) FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION rag.keep_budgets_v1(tenant uuid) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION rag.key_title() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION rag.lexemes_v1(config regconfig, body text) FROM PUBLIC;
 GRANT ALL ON FUNCTION rag.lexemes_v1(config regconfig, body text) TO bulkhead_app;
+
+REVOKE ALL ON FUNCTION rag.note_budget_v1(account rag.budget_account, mark smallint) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION rag.occurrences_v1(tenant uuid, audiences bigint[], asked text, chunks bigint[], title_weight integer) FROM PUBLIC;
 GRANT ALL ON FUNCTION rag.occurrences_v1(tenant uuid, audiences bigint[], asked text, chunks bigint[], title_weight integer) TO bulkhead_app;
@@ -6040,6 +7144,12 @@ GRANT ALL ON FUNCTION rag.recall_at_10_v1(context text, query_vector public.half
 REVOKE ALL ON FUNCTION rag.receive_message_v1(task uuid, message jsonb, message_key text, answers bigint, takes boolean) FROM PUBLIC;
 GRANT ALL ON FUNCTION rag.receive_message_v1(task uuid, message jsonb, message_key text, answers bigint, takes boolean) TO bulkhead_app;
 
+REVOKE ALL ON FUNCTION rag.release_charge_v1(context text, charge uuid) FROM PUBLIC;
+GRANT ALL ON FUNCTION rag.release_charge_v1(context text, charge uuid) TO bulkhead_worker;
+
+REVOKE ALL ON FUNCTION rag.reserve_task_v1(task uuid, most numeric, grant_team text) FROM PUBLIC;
+GRANT ALL ON FUNCTION rag.reserve_task_v1(task uuid, most numeric, grant_team text) TO bulkhead_app;
+
 REVOKE ALL ON FUNCTION rag.rewrite_blocks_v1(tenant uuid, terms text[], audiences bigint[], firsts bigint[], lasts bigint[], freshness boolean[], places tid[]) FROM PUBLIC;
 GRANT ALL ON FUNCTION rag.rewrite_blocks_v1(tenant uuid, terms text[], audiences bigint[], firsts bigint[], lasts bigint[], freshness boolean[], places tid[]) TO bulkhead_worker;
 
@@ -6060,11 +7170,24 @@ GRANT ALL ON FUNCTION rag.search_state_v1(settings rag.tenant, audiences bigint[
 REVOKE ALL ON FUNCTION rag.search_v2(context text, query text, phrases text[], phrase_words text, query_vector public.halfvec, vector_model smallint, wanted integer, candidates integer, lexical_weight double precision, dense_weight double precision, fusion text, document_filter jsonpath, per_document integer, posting_budget bigint) FROM PUBLIC;
 GRANT ALL ON FUNCTION rag.search_v2(context text, query text, phrases text[], phrase_words text, query_vector public.halfvec, vector_model smallint, wanted integer, candidates integer, lexical_weight double precision, dense_weight double precision, fusion text, document_filter jsonpath, per_document integer, posting_budget bigint) TO bulkhead_app;
 
+REVOKE ALL ON FUNCTION rag.settle_charge_v1(context text, charge uuid, paid numeric, guessed boolean, prompted bigint, cached bigint, completed bigint) FROM PUBLIC;
+GRANT ALL ON FUNCTION rag.settle_charge_v1(context text, charge uuid, paid numeric, guessed boolean, prompted bigint, cached bigint, completed bigint) TO bulkhead_worker;
+
+REVOKE ALL ON FUNCTION rag.spent_v1(account rag.budget_account) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION rag.start_charge_v1(context text, charge uuid, lease_s double precision) FROM PUBLIC;
+GRANT ALL ON FUNCTION rag.start_charge_v1(context text, charge uuid, lease_s double precision) TO bulkhead_worker;
+
+REVOKE ALL ON FUNCTION rag.sweep_charges_v1(tenants uuid[], charges uuid[]) FROM PUBLIC;
+GRANT ALL ON FUNCTION rag.sweep_charges_v1(tenants uuid[], charges uuid[]) TO bulkhead_queue;
+
 REVOKE ALL ON FUNCTION rag.sweep_vectors_v1(wanted integer) FROM PUBLIC;
 GRANT ALL ON FUNCTION rag.sweep_vectors_v1(wanted integer) TO bulkhead_worker;
 
 REVOKE ALL ON FUNCTION rag.switch_model_v1() FROM PUBLIC;
 GRANT ALL ON FUNCTION rag.switch_model_v1() TO bulkhead_worker;
+
+REVOKE ALL ON FUNCTION rag.take_budget_v1(tenant uuid, limits rag.budget_account[], most numeric, drawn numeric, reserved uuid[], OUT accounts uuid[], OUT shares numeric[], OUT begins numeric[], OUT refusing rag.budget_account) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION rag.task_may_become(current text, next text) FROM PUBLIC;
 GRANT ALL ON FUNCTION rag.task_may_become(current text, next text) TO bulkhead_app;
@@ -6086,11 +7209,19 @@ GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE checkpoint.checkpoint_writes TO bulkh
 
 GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE checkpoint.checkpoints TO bulkhead_app;
 
+GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE queue.charge TO bulkhead_owner;
+
 GRANT SELECT ON TABLE rag.audience TO bulkhead_app;
 
 GRANT SELECT ON TABLE rag.audit TO bulkhead_maintenance;
 
 GRANT SELECT ON TABLE rag.audit_head TO bulkhead_maintenance;
+
+GRANT SELECT ON TABLE rag.budget TO bulkhead_app;
+GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE rag.budget TO bulkhead_maintenance;
+
+GRANT SELECT ON TABLE rag.budget_alert TO bulkhead_app;
+GRANT SELECT ON TABLE rag.budget_alert TO bulkhead_maintenance;
 
 GRANT SELECT,INSERT,DELETE ON TABLE rag.chunk TO bulkhead_app;
 
@@ -6115,6 +7246,21 @@ GRANT SELECT ON TABLE rag.embedding_model TO bulkhead_maintenance;
 GRANT SELECT ON TABLE rag.external_server TO bulkhead_worker;
 GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE rag.external_server TO bulkhead_maintenance;
 
+GRANT SELECT ON TABLE rag.llm_endpoint TO bulkhead_worker;
+GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE rag.llm_endpoint TO bulkhead_maintenance;
+
+GRANT SELECT ON TABLE rag.llm_model TO bulkhead_worker;
+GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE rag.llm_model TO bulkhead_maintenance;
+
+GRANT SELECT ON TABLE rag.llm_model_tenant TO bulkhead_worker;
+GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE rag.llm_model_tenant TO bulkhead_maintenance;
+
+GRANT SELECT ON TABLE rag.llm_offer TO bulkhead_worker;
+GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE rag.llm_offer TO bulkhead_maintenance;
+
+GRANT SELECT ON TABLE rag.llm_price TO bulkhead_worker;
+GRANT SELECT,INSERT ON TABLE rag.llm_price TO bulkhead_maintenance;
+
 GRANT USAGE ON SEQUENCE rag.ordinal_seq TO bulkhead_app;
 
 GRANT SELECT,INSERT ON TABLE rag.posting TO bulkhead_app;
@@ -6138,6 +7284,9 @@ GRANT SELECT(scheme) ON TABLE rag.push_config TO bulkhead_app;
 GRANT UPDATE(secrets) ON TABLE rag.push_config TO bulkhead_worker;
 
 GRANT SELECT(subject) ON TABLE rag.push_config TO bulkhead_app;
+
+GRANT SELECT ON TABLE rag.routing_rule TO bulkhead_worker;
+GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE rag.routing_rule TO bulkhead_maintenance;
 
 GRANT SELECT,INSERT,DELETE ON TABLE rag.schedule TO bulkhead_app;
 
@@ -6180,6 +7329,9 @@ GRANT INSERT,DELETE,UPDATE ON TABLE rag.term TO bulkhead_worker;
 
 GRANT SELECT ON TABLE rag.tier TO bulkhead_app;
 GRANT SELECT ON TABLE rag.tier TO bulkhead_maintenance;
+
+GRANT SELECT ON TABLE rag.tier_budget TO bulkhead_app;
+GRANT SELECT ON TABLE rag.tier_budget TO bulkhead_maintenance;
 
 GRANT SELECT,INSERT ON TABLE rag.tombstone TO bulkhead_app;
 GRANT DELETE ON TABLE rag.tombstone TO bulkhead_worker;

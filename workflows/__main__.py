@@ -1,13 +1,12 @@
 """`python -m workflows`: one worker process, until SIGTERM.
 
-It runs tasks and starts those that are scheduled, tells webhooks of them, takes away what is left of old ones, embeds
-documents and compacts indexes.
+It runs tasks and starts those that are scheduled, tells webhooks of them, takes away what is left of old ones, ends
+model calls that nobody ended, embeds documents and compacts indexes.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hmac
 import os
 import secrets
 import signal
@@ -18,6 +17,8 @@ from functools import partial
 
 import anyio
 
+from rag.answering import OpenChat, open_chats
+from rag.budgets.sweep import run_sweeper
 from rag.clients.mcp import mcp_client
 from rag.corpus.compaction import run_compactor
 from rag.corpus.embedding import EMBEDDING_CHANNEL, run_embedder
@@ -30,9 +31,9 @@ from rag.identity.principal import Principal
 from rag.identity.scopes import Audience
 from rag.identity.seal import load_seal_keys
 from rag.identity.secretbox import SecretBox
-from rag.llm.ports import Chat
 from rag.outbound import pinned_client
-from rag.runtime import Runtime, open_answerer, open_runtime, run_process, token_issuer
+from rag.runtime import Runtime, open_runtime, run_process, token_issuer
+from rag.serving import settle_memory
 from rag.settings import Settings
 from rag.tasks.retention import run_retention
 from workflows.checkpoints import open_checkpoints
@@ -55,6 +56,7 @@ async def _serve(settings: Settings) -> None:
     # the signals first: one that comes while the rest is opened must not end the process in the middle of it
     with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with worker_of(settings) as worker, anyio.create_task_group() as tasks:
+            settle_memory()
             tasks.start_soon(_drain_on_signal, signals, worker)
             await worker.serve()
             tasks.cancel_scope.cancel()
@@ -72,18 +74,19 @@ async def worker_of(settings: Settings) -> AsyncGenerator[Worker]:
     as_worker = dataclasses.replace(settings, database_url=settings.worker_database_url)
     async with (
         open_runtime(as_worker, audience=Audience.A2A, application=APPLICATION, claims=True) as runtime,
-        open_answerer(settings, runtime.embedders.default) as chat,
+        open_chats(runtime) as open_chat,
         listener(
             runtime.database.dsn,
             [RUN_CHANNEL, CANCEL_CHANNEL, EMBEDDING_CHANNEL, PUSH_CHANNEL],
             application=f"{APPLICATION}-listen",
         ) as wakeups,
-        _worker(runtime, chat, wakeups) as worker,
+        _worker(runtime, open_chat, wakeups) as worker,
         anyio.create_task_group() as tasks,
     ):
         tasks.start_soon(_embed, runtime, wakeups)
         tasks.start_soon(run_compactor, runtime.database)
         tasks.start_soon(run_retention, runtime.database)
+        tasks.start_soon(run_sweeper, runtime.database)
         tasks.start_soon(_fire_schedules, runtime)
         tasks.start_soon(run_courier, runtime, wakeups)
         try:
@@ -93,7 +96,7 @@ async def worker_of(settings: Settings) -> AsyncGenerator[Worker]:
 
 
 @asynccontextmanager
-async def _worker(runtime: Runtime, chat: Chat, wakeups: Wakeups) -> AsyncGenerator[Worker]:
+async def _worker(runtime: Runtime, open_chat: OpenChat, wakeups: Wakeups) -> AsyncGenerator[Worker]:
     settings, dsn = runtime.settings, runtime.database.dsn
     async with (
         open_checkpoints(
@@ -113,8 +116,7 @@ async def _worker(runtime: Runtime, chat: Chat, wakeups: Wakeups) -> AsyncGenera
             input_timeout_s=settings.input_timeout_s,
             open_tools=lambda token: mcp_client(settings.mcp_url, token, ca=settings.ca_certificate),
             open_external=_external(runtime),
-            chat=chat,
-            salt_key=hmac.digest(runtime.cursor_key, b"bulkhead cache salt v1", "sha256"),
+            open_chat=open_chat,
             clock=runtime.clock,
         )
         yield Worker(

@@ -18,6 +18,7 @@ from anyio.streams.memory import MemoryObjectReceiveStream
 from rag.db.pool import Database
 from rag.errors import BulkheadError, CostReached
 from rag.identity.principal import Principal
+from rag.llm.gateway import Meter
 from rag.tasks import calls, conversations, store
 from rag.tasks.values import CallKind, EventKind, Received, TaskState, Usage
 from workflows.workflow import CostBound
@@ -56,6 +57,8 @@ class Tally:
     """What the task has used so far, as far as this run knows."""
 
     usage: Usage = field(default_factory=Usage)
+    meter: Meter = field(default_factory=Meter)
+    """What calls of models have cost."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,17 +77,17 @@ class Journal:
 
     async def progress(self, step: Step, name: str, text: str, /, **metadata: Any) -> None:
         """Tell how far the run is, and what it has used; `name` is unique within the step."""
-        payload = store.status_payload(TaskState.WORKING, text, {**metadata, "usage": _used(self.tally.usage)})
+        payload = store.status_payload(TaskState.WORKING, text, {**metadata, "usage": _used(self.tally)})
         await self._append(EventKind.STATUS, payload, key=f"{step.id}:{name}", state=TaskState.WORKING)
 
     async def end(self, state: TaskState, text: str) -> None:
         """End the task from within a node, in `state`. The run stops with the next thing that it writes."""
-        payload = store.status_payload(state, text, {"usage": _used(self.tally.usage)})
+        payload = store.status_payload(state, text, {"usage": _used(self.tally)})
         await self._append(EventKind.STATUS, payload, key="run:end", state=state)
 
     async def complete(self, *, read: int) -> bool:
         """Complete the task; or return False while it has a message later than the one with the seq `read`."""
-        payload = store.status_payload(TaskState.COMPLETED, None, {"usage": _used(self.tally.usage)})
+        payload = store.status_payload(TaskState.COMPLETED, None, {"usage": _used(self.tally)})
         return await store.complete(
             self.database, self.principal, self.task_id, payload, fence=self.fence, key="run:end", read=read
         )
@@ -92,7 +95,7 @@ class Journal:
     async def ask(self, key: str, form: Mapping[str, Any], text: str, *, auth: bool, wait_s: float) -> None:
         """Have the task ask, and give the run back until somebody answers: nothing can be appended after this."""
         state = TaskState.AUTH_REQUIRED if auth else TaskState.INPUT_REQUIRED
-        payload = store.status_payload(state, text, {"usage": _used(self.tally.usage)})
+        payload = store.status_payload(state, text, {"usage": _used(self.tally)})
         payload |= {"ask": key, "form": dict(form)}
         async with self.database.tenant(self.principal) as session:
             await conversations.ask(session, self.task_id, state, payload, fence=self.fence, wait_s=wait_s)
@@ -213,13 +216,17 @@ def _artifact_payload(
     }
 
 
-def _used(usage: Usage) -> dict[str, int]:
-    return {
+def _used(tally: Tally) -> dict[str, Any]:
+    usage = tally.usage
+    used: dict[str, Any] = {
         "calls": usage.calls,
         "repeated": usage.repeated,
         "promptTokens": usage.prompt_tokens,
         "completionTokens": usage.completion_tokens,
     }
+    if tally.meter.cost is not None:
+        used["cost"] = f"{tally.meter.cost.normalize():f}"
+    return used
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -23,7 +23,7 @@ from opentelemetry import trace
 
 from rag.errors import BulkheadError, Conflict, DocumentRefused, Forbidden, InvalidInput, NotFound
 from rag.external.client import ExternalClient
-from rag.llm.chat import Answer, Passage, Usage, answer_of
+from rag.llm.chat import Answer, Completion, Passage, Served, Usage, answer_of
 from rag.llm.ports import Chat, Emit
 from rag.tasks.values import CallKind, Exchange, Received
 from workflows.cancellation import cancelled_by_scope
@@ -73,8 +73,7 @@ class WorkflowContext:
     open_external: Callable[[], Awaitable[Sequence[ExternalClient]]]
     """Returns clients of the servers that the tenant allows, as its list is now. Their calls are recorded by `call`."""
     chat: Chat
-    cache_salt: str
-    """Keeps this tenant's prompt prefixes apart in a model server's cache (tenancy.md 4)."""
+    """Answers at the expense of the task's caller."""
     exchanges: Mapping[str, Exchange] = field(default_factory=dict[str, Exchange])
     """What the task has asked so far, by the question's key."""
     _occurrences: Counter[str] = field(default_factory=Counter[str])
@@ -111,11 +110,12 @@ class WorkflowContext:
 
         Raises:
             CostReached: As `call`.
-            Unavailable: As `Chat.answer`.
+            BudgetExceeded, PriceUnknown, Unavailable: As `Chat.answer`.
         """
+        name = f"answer:{artifact_id or _digest(question)}"
 
         async def answered(emit: Emit) -> Answer:
-            return await self.chat.answer(question, passages, emit=emit, cache_salt=self.cache_salt)
+            return await self.chat.answer(question, passages, emit=emit, key=self._key(step, name))
 
         async def perform() -> Called:
             made = (
@@ -123,10 +123,11 @@ class WorkflowContext:
                 if artifact_id is None
                 else await self.journal.stream(step, artifact_id, answered)
             )
-            return _called(asdict(made), made.usage)
+            await self._label(step, name, made.served)
+            return _called(asdict(made), made)
 
         kind = CallKind.MODEL if self.has_model else CallKind.TOOL
-        return answer_of(await self.call(step, f"answer:{artifact_id or _digest(question)}", perform, kind=kind))
+        return answer_of(await self.call(step, name, perform, kind=kind))
 
     async def complete(
         self,
@@ -142,16 +143,44 @@ class WorkflowContext:
 
         Raises:
             CostReached: As `call`.
-            Unavailable: There is no model, or as `Chat.complete`.
+            BudgetExceeded, PriceUnknown, Unavailable: There is no model, or as `Chat.complete`.
         """
+        call = f"complete:{name}"
 
         async def perform() -> Called:
             made = await self.chat.complete(
-                system, user, max_tokens=max_tokens, schema=schema, cache_salt=self.cache_salt
+                system,
+                user,
+                max_tokens=max_tokens,
+                schema=schema,
+                key=self._key(step, call),
+                step=name.partition(":")[0],
             )
-            return _called({"text": made.text}, made.usage)
+            await self._label(step, call, made.served)
+            return _called({"text": made.text}, made)
 
-        return str((await self.call(step, f"complete:{name}", perform, kind=CallKind.MODEL))["text"])
+        return str((await self.call(step, call, perform, kind=CallKind.MODEL))["text"])
+
+    async def _label(self, step: Step, name: str, served: Served | None) -> None:
+        """Tell whoever follows the task where another model wrote than the first choice."""
+        if served is None or not (served.fallback or served.downgraded):
+            return
+        why = "a smaller model than the rules ask for" if served.downgraded else "the first choice did not answer"
+        await self.journal.progress(
+            step,
+            f"served:{name}:{self.journal.fence}",
+            f"written by {served.model}: {why}",
+            model=served.model,
+            tier=served.tier,
+            required=served.required,
+            fallback=served.fallback,
+            downgraded=served.downgraded,
+        )
+
+    def _key(self, step: Step, name: str) -> str:
+        """Return what the ledger calls a call that is made now: made again by another attempt, it is another one."""
+        number = self._occurrences[f"{step.id}:{step.try_number}:{name}"]
+        return f"{step.id}:{name}#{number}:{self.journal.fence}.{step.try_number}"
 
     def ask(self, step: Step, form: Form) -> Reply:
         """Return what the task's caller answers to `form`.
@@ -235,10 +264,9 @@ async def _nowhere(piece: str) -> None:
     del piece
 
 
-def _called(result: dict[str, Any], usage: Usage | None) -> Called:
-    if usage is None:
-        return Called(result=result)
-    return Called(result=result, prompt_tokens=usage.prompt_tokens, completion_tokens=usage.completion_tokens)
+def _called(result: dict[str, Any], made: Answer | Completion) -> Called:
+    used = made.usage or Usage(prompt_tokens=0, completion_tokens=0)
+    return Called(result=result, prompt_tokens=used.prompt_tokens, completion_tokens=used.completion_tokens)
 
 
 def _digest(text: str) -> str:

@@ -18,7 +18,7 @@ from langgraph.runtime import Runtime
 from langgraph.types import RetryPolicy
 
 from rag.errors import RateLimited, Unavailable
-from rag.llm.chat import Passage, answer_of
+from rag.llm.chat import Answer, Passage, answer_of
 from workflows import evidence
 from workflows.checking import check
 from workflows.citations import Delivered, Unverified, deliver, measured, quotes_of, statements
@@ -99,7 +99,9 @@ async def verify(state: RagState, runtime: RagRuntime) -> dict[str, Any]:
     step, context = step_of(runtime), runtime.context
     if not state["passages"]:
         nothing = Delivered(text=NOTHING_FOUND)
-        await context.journal.artifact(step, ANSWER, _parts(nothing, _answerer(context), context.chat.model, state))
+        await context.journal.artifact(
+            step, ANSWER, _parts(nothing, Answer(kind=_answerer(context), model=context.chat.model, text=""), state)
+        )
         return {}
     answer = answer_of(state["answer"])
     claims = statements(answer, state["passages"])
@@ -111,7 +113,7 @@ async def verify(state: RagState, runtime: RagRuntime) -> dict[str, Any]:
     delivered = deliver(answer.text, claims, holding, unverified=state["unverified"])
     if not delivered.statements:
         delivered = replace(delivered, text=NOTHING_VERIFIED)
-    await context.journal.artifact(step, ANSWER, _parts(delivered, answer.kind, answer.model, state))
+    await context.journal.artifact(step, ANSWER, _parts(delivered, answer, state))
     dropped = delivered.claimed - delivered.verified
     summary = f"verified {counted(len(delivered.citations), 'citation')}" + (
         f", {dropped} unverified" if dropped else ""
@@ -122,10 +124,11 @@ async def verify(state: RagState, runtime: RagRuntime) -> dict[str, Any]:
     return {}
 
 
-def _parts(delivered: Delivered, answerer: str, model: str | None, state: RagState) -> list[dict[str, Any]]:
+def _parts(delivered: Delivered, answer: Answer, state: RagState) -> list[dict[str, Any]]:
     data = {
-        "answerer": answerer,
-        "model": model,
+        "answerer": answer.kind,
+        "model": answer.model,
+        **({"served": asdict(answer.served)} if answer.served is not None else {}),
         "citations": [{"n": n, **citation} for n, citation in delivered.citations],
         "claims": list(delivered.claims),
         **measured([delivered], unverified=state["unverified"]),
@@ -133,7 +136,7 @@ def _parts(delivered: Delivered, answerer: str, model: str | None, state: RagSta
     return [{"text": delivered.text}, {"data": data}]
 
 
-def _answerer(context: WorkflowContext) -> str:
+def _answerer(context: WorkflowContext) -> Literal["extractive", "model"]:
     return "model" if context.chat.model else "extractive"
 
 

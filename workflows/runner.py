@@ -6,7 +6,6 @@ checkpoints; a run that starts looks there, so that the next attempt goes on whe
 
 from __future__ import annotations
 
-import hmac
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -17,6 +16,8 @@ import anyio
 from langchain_core.runnables import RunnableConfig
 from opentelemetry import trace
 
+from rag.answering import OpenChat
+from rag.budgets.usage import task_cost
 from rag.clock import Clock
 from rag.db.pool import Database
 from rag.errors import BulkheadError, CostReached, FenceLost, RateLimited, Revoked, TaskNotCancelable, Unavailable
@@ -24,9 +25,9 @@ from rag.external.client import ExternalClient
 from rag.identity.principal import Principal
 from rag.identity.scopes import Audience
 from rag.identity.tokens import TokenIssuer
-from rag.llm.ports import Chat
+from rag.llm.gateway import Meter
 from rag.tasks import calls, conversations, store
-from rag.tasks.values import INTERRUPTED, TERMINAL, Claim, EventKind, Exchange, Task, TaskState, Usage
+from rag.tasks.values import INTERRUPTED, TERMINAL, Claim, EventKind, Exchange, Task, TaskState
 from rag.telemetry import carried_from, log_fields
 from workflows.cancellation import cancelled_once
 from workflows.checkpoints import CheckpointPool, RunContext, TenantPostgresSaver
@@ -60,8 +61,7 @@ class Runner:
     """Takes a bearer token for the MCP server."""
     open_external: Callable[[Principal], Awaitable[Sequence[ExternalClient]]]
     """Returns clients of the external servers on the list of the principal's tenant, as it is now."""
-    chat: Chat
-    salt_key: bytes
+    open_chat: OpenChat
     input_timeout_s: float
     """How long a task waits for an answer before it fails."""
     clock: Clock
@@ -129,7 +129,7 @@ async def _run_task(runner: Runner, claim: Claim, task: Task) -> None:
 
 async def _execute(runner: Runner, claim: Claim, task: Task, workflow: Workflow) -> None:
     principal = task.grant.principal(task.tenant_id, expires_at=runner.clock() + workflow.time_limit_s)
-    exchanges, usage = await _so_far(runner, principal, task)
+    exchanges, tally = await _so_far(runner, principal, task)
     raised = [_approved(one) for one in exchanges if one.key.startswith(_BOUND)]
     if raised and not raised[-1]:
         await _fail(runner, claim, "the task has used what it may, and its bound was not raised")
@@ -141,15 +141,14 @@ async def _execute(runner: Runner, claim: Claim, task: Task, workflow: Workflow)
         task_id=task.task_id,
         fence=claim.fence,
         bound=CostBound(calls=workflow.bound.calls * times, tokens=workflow.bound.tokens * times),
-        tally=Tally(usage=usage),
+        tally=tally,
     )
     context = WorkflowContext(
         input=task.input,
         journal=journal,
         open_tools=lambda: _tools(runner, principal, workflow),
         open_external=lambda: runner.open_external(principal),
-        chat=runner.chat,
-        cache_salt=hmac.digest(runner.salt_key, b"cache salt " + task.tenant_id.bytes, "sha256").hex(),
+        chat=await runner.open_chat(principal, task.task_id, workflow.name, tally.meter),
         exchanges={one.key: one for one in exchanges},
     )
     saver = TenantPostgresSaver(
@@ -195,13 +194,14 @@ async def _walk(runner: Runner, workflow: Workflow, context: WorkflowContext, sa
         start, finished = {"woken": unread[-1].seq}, False
 
 
-async def _so_far(runner: Runner, principal: Principal, task: Task) -> tuple[list[Exchange], Usage]:
+async def _so_far(runner: Runner, principal: Principal, task: Task) -> tuple[list[Exchange], Tally]:
     """Return what was asked and answered, and what was used, by the attempts before this one."""
     if task.version == 1:
-        return [], Usage()
+        return [], Tally()
     async with runner.database.tenant(principal) as session:
         exchanges, _ = await conversations.read_conversation(session, task.task_id)
-        return exchanges, await calls.usage_of(session, task.task_id)
+        usage, cost = await calls.usage_of(session, task.task_id), await task_cost(session, task.task_id)
+        return exchanges, Tally(usage=usage, meter=Meter(cost))
 
 
 def _approved(exchange: Exchange) -> bool:

@@ -33,6 +33,7 @@ class Verb:
 VERBS: Mapping[str, Verb] = {
     "ask": Verb("ask", "ask", "Have QUESTION answered from a tenant's documents, with checked citations."),
     "audit": Verb("audit", "audit", "Verify, export and read the audit trail."),
+    "budget": Verb("budget", "budget", "Set what tenants may spend on models, and see what is left."),
     "demo": Verb("demo", "demo", "Show the whole job on real text, in minutes."),
     "doctor": Verb("doctor", "doctor", "Check every dependency and say what to do."),
     "embeddings": Verb("embeddings", "embeddings", "Show and change the embedding models of tenants."),
@@ -40,7 +41,17 @@ VERBS: Mapping[str, Verb] = {
     "ingest": Verb("ingest", "ingest", "Take files, folders and globs into a tenant's collection."),
     "maintain": Verb("maintain", "maintenance", "Build and drop the vector indexes of large tenants, until stopped."),
     "migrate": Verb("up", "migrate", "Bring the database to this version's schema."),
+    "models": Verb(
+        "models",
+        "models",
+        "Keep the catalogue of chat models: where they are, what they cost, who may use them.",
+    ),
     "push": Verb("push", "push", "See and revive webhooks of tasks that were given up."),
+    "route": Verb(
+        "route",
+        "route",
+        "Explain which model a question goes to, or replay recorded traffic by other rules.",
+    ),
     "schedule": Verb("schedule", "schedule", "Have tasks started again and again, by the clock."),
     "search": Verb(
         "search",
@@ -51,6 +62,7 @@ VERBS: Mapping[str, Verb] = {
     "tenant": Verb("tenants", "tenant", "Create, list and set up tenants."),
     "token": Verb("tenants", "token", "Print a token and nothing else, or revoke tokens."),
     "up": Verb("up", "up", "Start everything, and leave it running."),
+    "usage": Verb("usage", "usage", "Show what a tenant has spent on models, or export every call."),
 }
 
 

@@ -6,15 +6,11 @@ whoever administers the database cannot change them.
 
 from __future__ import annotations
 
-import csv
-import os
 import sys
-from collections.abc import AsyncIterator, Generator, Mapping
-from contextlib import contextmanager
-from datetime import UTC, datetime
-from io import StringIO
+from collections.abc import AsyncIterator, Mapping
+from datetime import datetime
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 from uuid import UUID
 
 import anyio
@@ -25,6 +21,7 @@ from rich.table import Table
 from rag.audit.chain import Anchor, Record, as_dict, parse_anchor
 from rag.audit.reader import PAGE, AuditReader, Chain, Verdict
 from rag.cli.common import ERRORS, as_json, json_option, operator, print_json, results, settings_of
+from rag.cli.files import MOMENT, csv_line, new_file
 from rag.errors import InvalidInput, NotFound
 from rag.installation import installation
 from rag.settings import Settings
@@ -34,24 +31,6 @@ __all__ = ["audit"]
 
 PROGRESS_EVERY = 50 * PAGE
 COLUMNS = ("at", "subject", "method", "target", "outcome", "documents", "repeats")
-FORMULA = ("=", "+", "-", "@", "\t", "\r")
-"""A spreadsheet takes a cell that begins so for a formula, or for white space before one."""
-
-
-class _Moment(click.ParamType[Any]):
-    """A date or a time, in UTC unless it says otherwise."""
-
-    name = "time"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
-        try:
-            moment = value if isinstance(value, datetime) else datetime.fromisoformat(str(value))
-        except ValueError:
-            self.fail("not of the form 2026-01-31 or 2026-01-31T12:00:00Z", param, ctx)
-        return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
-
-
-MOMENT = _Moment()
 
 
 @click.group()
@@ -114,7 +93,7 @@ def export(
     output: Path | None,
 ) -> None:
     """Write TENANT's rows, in their order."""
-    with installation(settings_of(context)) as settings, _opened(output) as file:
+    with installation(settings_of(context)) as settings, new_file(output) as file:
         rows = anyio.run(_export, settings, reference, since, until, form, file)
     if output is not None:
         click.echo(f"wrote {rows} rows to {output}")
@@ -194,51 +173,15 @@ def _id(reference: str) -> UUID | None:
         return None
 
 
-@contextmanager
-def _opened(output: Path | None) -> Generator[TextIO]:
-    """Open the file to write into; it appears under its name once it is whole."""
-    if output is None:
-        yield sys.stdout
-        sys.stdout.flush()
-        return
-    if output.exists():
-        raise InvalidInput(f"{output} exists; name a new file")
-    part = output.with_name(f"{output.name}.part")
-    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8", newline="") as file:
-            yield file
-        part.rename(output)
-    finally:
-        part.unlink(missing_ok=True)
-
-
 async def _jsonl(records: AsyncIterator[Record]) -> AsyncIterator[str]:
     async for record in records:
         yield as_json(as_dict(record)) + "\n"
 
 
 async def _csv(records: AsyncIterator[Record]) -> AsyncIterator[str]:
-    line = StringIO()
-    writer = csv.writer(line)
-    writer.writerow(Record.__slots__)
+    yield csv_line(Record.__slots__)
     async for record in records:
-        yield _taken(line)
-        writer.writerow([_cell(value) for value in as_dict(record).values()])
-    yield _taken(line)
-
-
-def _taken(line: StringIO) -> str:
-    text = line.getvalue()
-    line.seek(0)
-    line.truncate()
-    return text
-
-
-def _cell(value: object) -> object:
-    if isinstance(value, list):
-        value = " ".join(str(one) for one in value)
-    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
+        yield csv_line(as_dict(record).values())
 
 
 def _verdict_line(verdict: Verdict) -> str:

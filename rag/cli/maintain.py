@@ -1,7 +1,8 @@
-"""`bulkhead maintain`: the process that looks after the vector indexes of large tenants.
+"""`bulkhead maintain`: the process that looks after the vector indexes of large tenants, and counts low budgets.
 
-Below: `rag.corpus.vector_indexes`. It holds the maintenance login and nothing else, serves nobody, and is needed by
-nobody: while it is away, searches are as right as before, and those of tenants that have just grown large are slower.
+Below: `rag.corpus.vector_indexes`, `rag.budgets.watch`. It holds the maintenance login and nothing else, serves nobody,
+and is needed by nobody: while it is away, searches are as right as before, those of tenants that have just grown large
+are slower, and budgets that run low are not counted on dashboards.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import AsyncIterator
 import anyio
 import click
 
+from rag.budgets.watch import watch_alerts
 from rag.cli.common import json_option, print_json, settings_of
 from rag.corpus.vector_indexes import Change, GraphPolicy, maintain, run_maintenance
 from rag.db.maintenance import open_maintenance
@@ -66,6 +68,7 @@ async def _serve(settings: Settings) -> None:
     with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(_cancel_on_signal, signals, tasks.cancel_scope)
+            tasks.start_soon(watch_alerts, settings.maintenance_database_url)
             await run_maintenance(settings.maintenance_database_url, graph_policy(settings))
 
 

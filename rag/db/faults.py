@@ -5,13 +5,18 @@ Below: asyncpg. Above: `pool`. A domain that wants a constraint to mean somethin
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any
 
 import asyncpg
 
 from rag.errors import (
+    BudgetExceeded,
     BulkheadError,
     Conflict,
     FenceLost,
@@ -26,7 +31,7 @@ from rag.errors import (
     Unavailable,
 )
 
-__all__ = ["translated"]
+__all__ = ["over_budget", "translated"]
 
 _log = logging.getLogger(__name__)
 
@@ -59,6 +64,47 @@ CONSTRAINTS: Mapping[str, tuple[type[BulkheadError], str]] = {
     "external_server_url_length": (InvalidInput, "a URL is 1 to 2048 characters long"),
     "external_server_tools": (InvalidInput, "an external server is allowed 1 to 32 tools"),
     "external_server_header": (InvalidInput, "a header's name is 1 to 64 characters of a-z, 0-9 and -"),
+    "llm_endpoint_name": (Conflict, "there is an endpoint of that name"),
+    "llm_endpoint_name_form": (
+        InvalidInput,
+        "an endpoint's name is 1 to 63 characters of a-z, 0-9 and -, not starting with -",
+    ),
+    "llm_endpoint_url": (
+        InvalidInput,
+        "an endpoint's URL begins with http:// or https://, and has no user, query, fragment or slash at its end",
+    ),
+    "llm_endpoint_kind": (InvalidInput, "an endpoint's kind is vllm, openai or ollama"),
+    "llm_endpoint_vllm_url": (InvalidInput, "the URL of an endpoint of the kind vllm ends in /v1"),
+    "llm_model_name": (Conflict, "there is a model of that name"),
+    "llm_model_name_form": (
+        InvalidInput,
+        "a model's name is 1 to 128 characters of a-z, A-Z, 0-9, ., _, /, : and -, and starts with a letter or digit",
+    ),
+    "llm_model_context": (InvalidInput, "a model's context is 1 to 100000000 tokens"),
+    "llm_offer_model": (NotFound, "there is no such model; `bulkhead models list` shows all"),
+    "llm_offer_endpoint": (NotFound, "there is no such endpoint; `bulkhead models endpoints` shows all"),
+    "llm_offer_served_name": (InvalidInput, "what an endpoint calls a model is 1 to 256 characters long"),
+    "llm_offer_priority": (InvalidInput, "a priority is 0 to 1000000"),
+    "llm_model_tenant_model": (NotFound, "there is no such model; `bulkhead models list` shows all"),
+    "llm_model_tenant_tenant": (NotFound, "there is no such tenant"),
+    "llm_price_moment": (Conflict, "another price is valid from that moment"),
+    "llm_price_numbers": (InvalidInput, "a price is 0 to 1000000000 with up to 6 decimal places"),
+    "llm_price_cached": (InvalidInput, "cached input is no dearer than input"),
+    "llm_price_model": (Conflict, "the model had a price, which explains what was charged: withdraw its offers"),
+    "llm_price_endpoint": (
+        Conflict,
+        "the endpoint had a price, which explains what was charged: `bulkhead models set-endpoint --disable` instead",
+    ),
+    "budget_amount": (InvalidInput, "a budget is 0 to 1000000000000"),
+    "budget_period": (InvalidInput, "a tier's budget is for a day or a month"),
+    "budget_scope": (
+        InvalidInput,
+        "a tenant, team or user has budgets for a day or a month, a task for a task, a request for a request",
+    ),
+    "budget_scope_id": (InvalidInput, "only a team or a user is named, by 1 to 256 characters"),
+    "budget_model_length": (InvalidInput, "a model's name is 1 to 256 characters long"),
+    "budget_tenant_id_fkey": (NotFound, "there is no such tenant"),
+    "tier_budget_tier_fkey": (NotFound, "there is no such tier; `bulkhead tenant tiers` shows all"),
     "revocation_tenant_id_fkey": (NotFound, "there is no such tenant"),
 }
 
@@ -72,7 +118,28 @@ RAISED: Mapping[str, Callable[[str], BulkheadError]] = {
     "BH005": lambda detail: ModelSwitched(model_id=int(detail)),
     "BH006": lambda _: TaskBusy(),
     "BH007": lambda _: Forbidden("only whoever started a task may send messages to it"),
+    "BH008": lambda detail: over_budget(json.loads(detail, parse_float=Decimal, parse_int=Decimal)),
 }
+
+
+def over_budget(refusal: Mapping[str, Any]) -> BudgetExceeded:
+    """Return the error for what a function of the ledger tells of the budget that has not that much left: its `scope`
+    and `period`, what is `remaining`, and when it `resets_at` (a datetime, its ISO text, or None).
+    """
+    scope, period, left = refusal["scope"], refusal["period"], Decimal(refusal["remaining"])
+    resets_at = refusal["resets_at"]
+    if isinstance(resets_at, str):
+        resets_at = datetime.fromisoformat(resets_at)
+    amount = f"{left.normalize():f}"
+    if scope == "request":
+        message = f"this request may cost more than the {amount} that it may cost"
+    elif scope == "task":
+        message = f"the task's budget has {amount} left, which is not enough"
+    else:
+        message = f"the budget of the {scope} for this {period} has {amount} left, which is not enough"
+    if resets_at is not None:
+        message += f"; it starts anew at {resets_at.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"
+    return BudgetExceeded(message, scope=scope, window=period, left=left, resets_at=resets_at)
 
 
 @contextmanager
@@ -83,6 +150,7 @@ def translated() -> Generator[None]:
         SealRefused, Revoked: The database refused the tenant context (SQLSTATE 42501).
         FenceLost, TaskNotCancelable, TaskBusy, Forbidden: BH001, BH002, BH006 and BH007 of the task functions.
         Conflict, Forbidden, ModelSwitched: BH003 to BH005 of the corpus and the search.
+        BudgetExceeded: BH008 of the ledger.
         Unavailable: The connection is gone, the server is starting, or the statement ran into its time limit.
         BulkheadError: Anything else; the detail goes to the log, without values.
     """

@@ -7,7 +7,7 @@ server's own format(), out of bound parameters, and run as the schema's owner, w
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, cast
 
 import anyio
@@ -15,6 +15,7 @@ import asyncpg
 
 from rag.db.faults import translated
 from rag.db.pool import Row
+from rag.errors import BulkheadError
 from sql import Query
 
 __all__ = ["MaintenanceSession", "open_maintenance"]
@@ -27,7 +28,9 @@ OWNER = "bulkhead_owner"
 
 
 class MaintenanceSession:
-    """A connection without time limit on its statements. Each statement is a transaction of its own."""
+    """A connection without time limit on its statements. Each statement is a transaction of its own, but for
+    those in a `snapshot`.
+    """
 
     __slots__ = ("_connection",)
 
@@ -71,6 +74,23 @@ class MaintenanceSession:
         async with self._as_owner():
             statement = await self._connection.fetchval(query.text, *_bound(query, parameters))
             await self._connection.execute(str(statement))
+
+    @asynccontextmanager
+    async def snapshot(self) -> AsyncGenerator[None]:
+        """Let all statements of the block see the database as it was at the first of them; they can only read.
+
+        Raises:
+            BulkheadError: As `faults.translated` says.
+        """
+        with translated():
+            transaction = self._connection.transaction(isolation="repeatable_read", readonly=True)
+            await transaction.start()
+        try:
+            yield
+        finally:
+            # nothing was written, so that its end may fail: then the connection is gone, and the transaction with it
+            with anyio.move_on_after(CLOSE_TIMEOUT_S, shield=True), suppress(BulkheadError), translated():
+                await transaction.rollback()
 
     @asynccontextmanager
     async def _as_owner(self) -> AsyncGenerator[None]:

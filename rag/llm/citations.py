@@ -1,6 +1,6 @@
 """What a model says it took from a passage is checked here against the passage, word for word.
 
-Above it: `rag.llm.openai_chat`, the workflows. Below it: `rag.llm.sentences`. Pure.
+Above it: `rag.llm.answerer`, the workflows. Below it: `rag.llm.sentences`. Pure.
 
 For each marker `[n]` in the answer:
 

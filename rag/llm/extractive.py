@@ -67,7 +67,7 @@ class ExtractiveChat:
         passages: Sequence[Passage],
         *,
         emit: Emit,
-        cache_salt: str | None = None,  # noqa: ARG002  # there is no shared cache here to keep tenants apart in
+        key: str = "",  # noqa: ARG002  # nothing is paid for
     ) -> Answer:
         """See `rag.llm.ports.Chat.answer`; raises nothing of its own."""
         candidates = _candidates(question, passages)
@@ -87,8 +87,9 @@ class ExtractiveChat:
         user: str,  # noqa: ARG002
         *,
         max_tokens: int,  # noqa: ARG002
+        key: str = "",  # noqa: ARG002
+        step: str = "",  # noqa: ARG002
         schema: Mapping[str, Any] | None = None,  # noqa: ARG002
-        cache_salt: str | None = None,  # noqa: ARG002
     ) -> NoReturn:
         """Raise Unavailable: whoever needs a model looks at `model` first."""
         raise Unavailable("this needs a language model, and none is configured")

@@ -1,6 +1,6 @@
-"""What the two OpenAI-compatible clients share: headers, one bounded retry rule, typed failures.
+"""What the clients of embedding and reranking servers share: headers, one bounded retry rule, typed failures.
 
-Above it: `openai_chat`, `openai_embeddings`. Below it: an httpx client that its owner opens and closes.
+Above it: `openai_embeddings`, `rerank`. Below it: an httpx client that its owner opens and closes.
 The key goes into a header and nowhere else: not into a message, not into a log.
 """
 

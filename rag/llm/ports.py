@@ -1,6 +1,6 @@
 """The two ports to models: what embeds and what answers. Everything that needs a model asks for one of these.
 
-Above it: retrieval, the ingest, the workflows. Behind it: `minilm`, `openai_embeddings`; `extractive`, `openai_chat`.
+Above it: retrieval, the ingest, the workflows. Behind it: `minilm`, `openai_embeddings`; `extractive`, `answerer`.
 """
 
 from __future__ import annotations
@@ -56,9 +56,7 @@ class Chat(Protocol):
         """Name of the model, or None when there is none."""
         ...
 
-    async def answer(
-        self, question: str, passages: Sequence[Passage], *, emit: Emit, cache_salt: str | None = None
-    ) -> Answer:
+    async def answer(self, question: str, passages: Sequence[Passage], *, emit: Emit, key: str) -> Answer:
         """Answer `question` from `passages` only, citing them.
 
         Args:
@@ -66,9 +64,10 @@ class Chat(Protocol):
             passages: Best first; a citation counts them from 0, the text's `[n]` from 1.
             emit: Awaited with each piece of the text as it comes. Joined, the pieces are `Answer.text`. (A callback
                 and no iterator: no cancel scope is held open across a yield, and nothing is left to be closed.)
-            cache_salt: Keeps one tenant's prompt prefixes apart from another's in the model server's cache.
+            key: Names the call in the ledger; another one for each time that it is made.
 
         Raises:
+            BudgetExceeded, PriceUnknown: No model may be asked at the caller's expense.
             Unavailable: The model cannot be reached or broke off; pieces may have been emitted before.
         """
         ...
@@ -79,8 +78,9 @@ class Chat(Protocol):
         user: str,
         *,
         max_tokens: int,
+        key: str,
+        step: str,
         schema: Mapping[str, Any] | None = None,
-        cache_salt: str | None = None,
     ) -> Completion:
         """Have the model write to a prompt. Text of documents belongs into `user`, as data, and what comes back is as
         untrusted as they are.
@@ -89,11 +89,13 @@ class Chat(Protocol):
             system: The rules.
             user: What they are to be applied to.
             max_tokens: Of the completion; beyond it the text is cut, and `Completion.cut` says so.
+            key: As for `answer`.
+            step: What is asked of the model, as the routing rules call it: `plan`, `action`.
             schema: JSON Schema that the server is asked to hold the text to. Servers differ in how well they do:
                 whoever reads the text parses and validates it.
-            cache_salt: As for `answer`.
 
         Raises:
+            BudgetExceeded, PriceUnknown: As for `answer`.
             Unavailable: There is no model (`model` is None), or it cannot be reached or broke off.
         """
         ...

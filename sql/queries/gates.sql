@@ -59,15 +59,34 @@ from (
     select format('executes %s', p.oid::regprocedure)
     from pg_catalog.pg_proc p
     join pg_catalog.pg_namespace n on n.oid = p.pronamespace
-    where (n.nspname = 'seal' or n.nspname = 'queue' and p.proname ~ '^claim_' and not {claims}::boolean)
+    where (
+            n.nspname = 'seal'
+            or not {claims}::boolean
+            and (
+                n.nspname = 'queue' and p.proname ~ '^(claim|sweep)_'
+                -- whoever calls models, and nobody else, has the ledger changed
+                or n.nspname = 'rag' and p.proname ~ '^(hold|start|settle|release|sweep)_charges?_'
+            )
+        )
         and has_function_privilege(p.oid, 'execute')
     union all
     -- a view has no row-level security of its own, and its owner's powers
     select format('reads %s past row-level security', c.oid::regclass)
     from relation c
     where (c.nspname in ('seal', 'queue') or not (c.relrowsecurity and c.relforcerowsecurity))
-        and (c.nspname, c.relname) not in (('rag', 'embedding_model'), ('rag', 'tier'))
-        and (has_any_column_privilege(c.oid, 'select, insert, update') or has_table_privilege(c.oid, 'delete'))
+        and (
+            has_any_column_privilege(c.oid, 'insert, update')
+            or has_table_privilege(c.oid, 'delete')
+            or has_any_column_privilege(c.oid, 'select') and not (
+                c.nspname = 'rag'
+                and (
+                    c.relname in ('embedding_model', 'tier', 'tier_budget')
+                    -- the worker routes model calls, and the catalogue of models is no tenant's
+                    or {claims}::boolean
+                    and c.relname in ('llm_endpoint', 'llm_model', 'llm_offer', 'llm_price', 'routing_rule')
+                )
+            )
+        )
     union all
     select format('passes policy %s on %s', p.polname, c.oid::regclass)
     from pg_catalog.pg_policy p
@@ -76,6 +95,8 @@ from (
         values (pg_get_expr(p.polqual, p.polrelid)), (pg_get_expr(p.polwithcheck, p.polrelid))
     ) as e (wall)
     where p.polpermissive
+        -- for whom each model is: read by the worker for all tenants together
+        and not ({claims}::boolean and c.oid = 'rag.llm_model_tenant'::regclass and p.polname = 'routed')
         and exists (select from unnest(p.polroles) as r (oid) where r.oid = 0 or pg_has_role(r.oid, 'usage'))
         and regexp_replace(coalesce(e.wall, ''), '\s', '', 'g') not in (
             '(tenant_id=(SELECTrag.current_tenant()AScurrent_tenant))',

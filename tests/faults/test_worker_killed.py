@@ -21,6 +21,7 @@ from tests.support.agents import Rpc, SseEvent, message
 from tests.support.documents import put_raw_document
 from tests.support.gated_model import GatedModel, gated_model
 from tests.support.processes import Started, fleet_settings, started
+from tests.support.served import served_at
 from tests.support.world import World
 
 pytestmark = [pytest.mark.anyio, pytest.mark.faults]
@@ -61,7 +62,7 @@ async def fleet_fixture(world: World, tmp_path: Path) -> AsyncGenerator[Fleet]:
     async with world.database() as database, database.tenant(world.principal(acme)) as session:
         await put_raw_document(session, title="Law", text=TEXT)
     async with gated_model(*PIECES) as model:
-        settings = fleet_settings(world.settings, lease_s=LEASE_S, llm_url=model.base_url, llm_model="tiny")
+        settings = fleet_settings(world.settings, lease_s=LEASE_S, **served_at(model.base_url, "tiny"))
         async with (
             started("mcp_server", settings, tmp_path),
             started("a2a_server", settings, tmp_path),

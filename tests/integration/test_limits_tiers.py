@@ -28,6 +28,7 @@ from rag.settings import Settings
 from rag.tenants.operator import Tier
 from tests.support.agents import Rpc, a2a_server
 from tests.support.callers import PROMPT, Hand, caller
+from tests.support.outage import cut_off
 from tests.support.servers import mcp_server
 from tests.support.world import World
 
@@ -61,20 +62,6 @@ async def change(world: World, name: str, **numbers: int) -> None:
     assert world.settings.maintenance_database_url is not None
     async with open_maintenance(world.settings.maintenance_database_url, application="test") as session:
         await set_tier(session, name, **numbers)
-
-
-async def cut_off(world: World) -> None:
-    """Make the database refuse everyone but administrators."""
-    admin = await asyncpg.connect(world.superuser_url)
-    try:
-        name = await admin.fetchval("select current_database()")
-        await admin.execute(f'alter database "{name}" connection limit 0')
-        await admin.execute(
-            "select pg_terminate_backend(pid) from pg_stat_activity where datname = $1 and pid <> pg_backend_pid()",
-            name,
-        )
-    finally:
-        await admin.close()
 
 
 async def test_each_tenant_may_ask_for_what_its_own_tier_says(world: World) -> None:

@@ -11,22 +11,14 @@ from uuid import uuid4
 
 import anyio
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from redis.asyncio import Redis
 
-from rag.retrieval.cache import (
-    ENTRY_BYTES,
-    MAX_VALUE_BYTES,
-    CacheKey,
-    LocalResultCache,
-    RedisResultCache,
-    ResultCache,
-    lookup_counter,
-    open_result_cache,
-)
+from rag.cache import ENTRY_BYTES, MAX_VALUE_BYTES, Cache, CacheKey, LocalCache, RedisCache
+from rag.retrieval.cache import lookup_counter, open_result_cache
 from tests.support.redis_server import redis_server
 
 pytestmark = pytest.mark.anyio
@@ -57,8 +49,8 @@ async def redis_fixture() -> AsyncIterator[Redis]:
         await client.aclose()
 
 
-def in_redis(redis: Redis, *, secret: bytes = SECRET, installation: str = "one") -> RedisResultCache:
-    return RedisResultCache(redis, secret=secret, installation=installation)
+def in_redis(redis: Redis, *, secret: bytes = SECRET, installation: str = "one", purpose: str = "result") -> RedisCache:
+    return RedisCache(redis, secret=secret, installation=installation, purpose=purpose)
 
 
 async def names(redis: Redis) -> list[bytes]:
@@ -66,7 +58,7 @@ async def names(redis: Redis) -> list[bytes]:
 
 
 async def test_a_value_is_found_under_its_key_only(redis: Redis) -> None:
-    for cache in (LocalResultCache(), in_redis(redis)):
+    for cache in (LocalCache(), in_redis(redis)):
         await cache.put(key("a", "bc"), TEXT)
         assert await cache.get(key("a", "bc")) == TEXT
         for other in (key("ab", "c"), key("a", "bc", ""), key("a"), key("a", "bc", tenant=BETA), key('a","bc')):
@@ -79,19 +71,19 @@ async def test_a_value_is_found_under_its_key_only(redis: Redis) -> None:
 
 async def test_a_value_grows_old(redis: Redis) -> None:
     clock = Hand()
-    cache = LocalResultCache(ttl_s=10, clock=clock)
+    cache = LocalCache(ttl_s=10, clock=clock)
     await cache.put(key(), TEXT)
     clock.now += 9.9
     assert await cache.get(key()) == TEXT
     clock.now += 0.1
     assert await cache.get(key()) is None
-    await RedisResultCache(redis, secret=SECRET, installation="one", ttl_s=10).put(key(), TEXT)
+    await RedisCache(redis, secret=SECRET, installation="one", purpose="result", ttl_s=10).put(key(), TEXT)
     (name,) = await names(redis)
     assert 0 < await redis.pttl(name) <= 10_000
 
 
 async def test_what_is_too_large_is_not_kept(redis: Redis) -> None:
-    for cache in (LocalResultCache(), in_redis(redis)):
+    for cache in (LocalCache(), in_redis(redis)):
         await cache.put(key("largest"), bytes(MAX_VALUE_BYTES))
         await cache.put(key("larger"), bytes(MAX_VALUE_BYTES + 1))
         assert await cache.get(key("largest")) == bytes(MAX_VALUE_BYTES)
@@ -99,7 +91,7 @@ async def test_what_is_too_large_is_not_kept(redis: Redis) -> None:
 
 
 async def test_a_tenant_pushes_out_what_it_has_not_used_longest() -> None:
-    cache = LocalResultCache(max_tenant_bytes=3 * (100 + ENTRY_BYTES))
+    cache = LocalCache(max_tenant_bytes=3 * (100 + ENTRY_BYTES))
     for number in range(3):
         await cache.put(key(number), bytes(100))
     assert await cache.get(key(0)) is not None
@@ -109,7 +101,7 @@ async def test_a_tenant_pushes_out_what_it_has_not_used_longest() -> None:
 
 async def test_a_tenant_that_holds_no_more_than_its_share_loses_nothing_to_others() -> None:
     entry = 100 + ENTRY_BYTES
-    cache = LocalResultCache(max_bytes=10 * entry, max_tenant_bytes=6 * entry)
+    cache = LocalCache(max_bytes=10 * entry, max_tenant_bytes=6 * entry)
     await cache.put(key("a"), bytes(100))
     await cache.put(key("b"), bytes(100))
     for number in range(1000):
@@ -119,12 +111,13 @@ async def test_a_tenant_that_holds_no_more_than_its_share_loses_nothing_to_other
     assert await cache.get(key("b")) is not None
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 5), st.integers(0, 900), st.integers(0, 3)), max_size=60)
 )
 async def test_memory_stays_within_its_bounds_and_no_answer_is_wrong(calls: list[tuple[str, int, int, int]]) -> None:
     clock = Hand()
-    cache = LocalResultCache(max_bytes=4_000, max_tenant_bytes=2_500, ttl_s=10, clock=clock)
+    cache = LocalCache(max_bytes=4_000, max_tenant_bytes=2_500, ttl_s=10, clock=clock)
     latest: dict[CacheKey, tuple[float, bytes]] = {}
     for number, (tenant, name, size, pause) in enumerate(calls):
         clock.now += pause
@@ -151,7 +144,7 @@ async def test_what_lies_in_redis_says_neither_text_nor_query_nor_tenant(redis: 
     (name,) = await names(redis)
     stored = await cast("Awaitable[bytes]", redis.get(name))
     assert name.startswith(b"bulkhead:one:result:")
-    for part in (TEXT, TEXT[:8], b"fee", ACME.encode(), SECRET):
+    for part in (TEXT, TEXT[:8], b"the fee", ACME.encode(), SECRET):
         assert part not in stored
         assert part not in name
     await in_redis(redis).put(key("what is the fee?"), TEXT)
@@ -185,11 +178,17 @@ async def test_a_value_moved_or_changed_in_redis_is_a_miss(redis: Redis) -> None
     assert await cache.get(key("q")) is None
 
 
-async def test_another_secret_or_installation_shares_nothing(redis: Redis) -> None:
+async def test_another_secret_installation_or_purpose_shares_nothing(redis: Redis) -> None:
     await in_redis(redis).put(key("q"), TEXT)
     assert await in_redis(redis).get(key("q")) == TEXT
     assert await in_redis(redis, secret=b"t" * 32).get(key("q")) is None
     assert await in_redis(redis, installation="two").get(key("q")) is None
+    assert await in_redis(redis, purpose="answer").get(key("q")) is None
+    (own,) = await names(redis)
+    await in_redis(redis, purpose="answer").put(key("q"), b"an answer")
+    (other,) = set(await names(redis)) - {own}
+    await redis.set(other, await cast("Awaitable[bytes]", redis.get(own)))
+    assert await in_redis(redis, purpose="answer").get(key("q")) is None, "copied from one to the other"
     with pytest.raises(ValueError, match="at least 16 bytes"):
         in_redis(redis, secret=b"short")
 
@@ -208,10 +207,10 @@ async def test_two_replicas_share_results_and_one_without_redis_keeps_its_own() 
 
 async def test_without_redis_every_lookup_is_a_quick_miss_said_once(caplog: pytest.LogCaptureFixture) -> None:
     clock = Hand()
-    caplog.set_level(logging.WARNING, logger="rag.retrieval.cache")
+    caplog.set_level(logging.WARNING, logger="rag.cache")
     with redis_server() as (url, process):
         redis = Redis.from_url(url, socket_timeout=0.1, socket_connect_timeout=0.1)
-        cache = RedisResultCache(redis, secret=SECRET, installation="one", clock=clock)
+        cache = RedisCache(redis, secret=SECRET, installation="one", purpose="result", clock=clock)
         await cache.put(key("q"), TEXT)
         process.kill()
         process.wait(timeout=5)
@@ -230,10 +229,10 @@ async def test_a_redis_that_hangs_delays_a_crowd_no_more_than_once_and_is_used_a
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     clock = Hand()
-    caplog.set_level(logging.WARNING, logger="rag.retrieval.cache")
+    caplog.set_level(logging.WARNING, logger="rag.cache")
     with redis_server() as (url, process):
         redis = Redis.from_url(url)
-        cache = RedisResultCache(redis, secret=SECRET, installation="one", clock=clock)
+        cache = RedisCache(redis, secret=SECRET, installation="one", purpose="result", clock=clock)
         for number in range(200):
             await cache.put(key(number), str(number).encode())
         process.send_signal(signal.SIGSTOP)
@@ -259,9 +258,9 @@ async def test_lookups_are_counted_by_outcome_and_nothing_else(redis: Redis) -> 
     reader = InMemoryMetricReader()
     provider = MeterProvider(metric_readers=[reader])
     lookups = lookup_counter(provider.get_meter("test"))
-    caches: list[ResultCache] = [
-        LocalResultCache(lookups=lookups),
-        RedisResultCache(redis, secret=SECRET, installation="one", lookups=lookups),
+    caches: list[Cache] = [
+        LocalCache(lookups=lookups),
+        RedisCache(redis, secret=SECRET, installation="one", purpose="result", lookups=lookups),
     ]
     for cache in caches:
         await cache.get(key("q"))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -24,7 +25,7 @@ from rag.tenants.operator import Tenant
 from sql import Query
 from tests.support.index import index_faults, lexical_hits, stored
 from tests.support.retrieval import only, retriever
-from tests.support.world import World
+from tests.support.world import Cluster, World, world
 
 pytestmark = pytest.mark.anyio
 
@@ -88,9 +89,23 @@ class Scene:
             return [tuple(row.values()) for row in await session.fetch(query)]
 
 
+@pytest.fixture(scope="module", name="untouched")
+async def untouched_fixture(cluster: Cluster) -> AsyncIterator[Scene]:
+    """One scene for all attempts that change nothing, and that see that they have not."""
+    async with world(cluster) as own, _scene(own) as scene:
+        yield scene
+
+
 @pytest.fixture(name="scene")
 async def scene_fixture(world: World) -> AsyncIterator[Scene]:
-    """A hidden document and an open one, the hidden one still without vectors."""
+    """A scene of the test's own."""
+    async with _scene(world) as scene:
+        yield scene
+
+
+@asynccontextmanager
+async def _scene(world: World) -> AsyncGenerator[Scene]:
+    """Yield a hidden document and an open one, the hidden one still without vectors."""
     tenant = await world.tenant("acme")
     caller = world.principal(tenant)
     board = dataclasses.replace(caller, subject="bob", groups=("board",))
@@ -137,21 +152,21 @@ async def test_no_table_shows_a_row_of_a_hidden_audience(scene: Scene) -> None:
 
 
 @pytest.mark.parametrize("attempt", REFUSED)
-async def test_no_row_can_be_written_into_or_about_what_is_hidden(scene: Scene, attempt: str) -> None:
-    before = await everything(scene)
+async def test_no_row_can_be_written_into_or_about_what_is_hidden(untouched: Scene, attempt: str) -> None:
+    before = await everything(untouched)
     with pytest.raises((SealRefused, Forbidden)):
-        await scene.inject(attempt)
-    assert await everything(scene) == before
+        await untouched.inject(attempt)
+    assert await everything(untouched) == before
 
 
 @pytest.mark.parametrize("attempt", FRUITLESS)
-async def test_no_function_reaches_what_is_hidden(scene: Scene, attempt: str) -> None:
-    before = await everything(scene)
-    assert await scene.inject(attempt) in ([], [(None,)])
-    assert await everything(scene) == before
-    assert await pending_embeddings(scene.database, scene.board) == 2
-    assert [hit[0] for hit in await lexical_hits(scene.database, scene.board, "secret")] == ["deal"]
-    assert await index_faults(scene.world, scene.tenant.tenant_id) == []
+async def test_no_function_reaches_what_is_hidden(untouched: Scene, attempt: str) -> None:
+    before = await everything(untouched)
+    assert await untouched.inject(attempt) in ([], [(None,)])
+    assert await everything(untouched) == before
+    assert await pending_embeddings(untouched.database, untouched.board) == 2
+    assert [hit[0] for hit in await lexical_hits(untouched.database, untouched.board, "secret")] == ["deal"]
+    assert await index_faults(untouched.world, untouched.tenant.tenant_id) == []
 
 
 async def test_a_taken_source_is_refused_and_says_nothing_else(scene: Scene) -> None:
@@ -177,9 +192,9 @@ async def test_a_group_of_any_name_is_that_group_and_no_other(scene: Scene, grou
 
 
 @pytest.mark.parametrize("group", ["", "b" * 257, "\0", "a\nb", "\ud800"])
-async def test_what_no_group_can_be_called_makes_no_principal(scene: Scene, group: str) -> None:
+async def test_what_no_group_can_be_called_makes_no_principal(untouched: Scene, group: str) -> None:
     with pytest.raises(InvalidInput):
-        dataclasses.replace(scene.eve, groups=(group,))
+        dataclasses.replace(untouched.eve, groups=(group,))
 
 
 async def test_a_search_is_stale_while_a_vector_waits_that_its_caller_could_see(scene: Scene) -> None:

@@ -14,7 +14,13 @@ pytestmark = pytest.mark.anyio
 WITHOUT_TENANT = {
     "migration.applied": "the ledger of migrations",
     "rag.embedding_model": "models belong to the installation",
+    "rag.llm_endpoint": "model servers belong to the installation",
+    "rag.llm_model": "chat models belong to the installation; which tenants are named for one is walled",
+    "rag.llm_offer": "the same",
+    "rag.llm_price": "the same",
+    "rag.routing_rule": "rules belong to the installation",
     "rag.tier": "tiers belong to the installation; the app role reads their numbers",
+    "rag.tier_budget": "the same",
     "seal.key": "no grant to anyone; read by seal.verified_context alone",
 }
 QUEUES = {
@@ -26,6 +32,7 @@ QUEUES = {
     "queue.push": "ids, numbers, times and a word of ours only, no grant",
     "queue.schedule": "ids and times only, no grant",
     "queue.ended": "ids and times only, no grant",
+    "queue.charge": "ids and times only; the ledger's functions, which are the owner's, keep it",
 }
 DYNAMIC = {
     "rag.isolate": "the owner's, for migrations",
@@ -35,6 +42,8 @@ DYNAMIC = {
 }
 """Functions that run SQL which they have put together. A connection that has called one of ours goes back to its pool
 as it is (`rag.db.pool`): nothing that a caller says may become SQL here."""
+CHAT_MODELS = ("llm_endpoint", "llm_model", "llm_model_tenant", "llm_offer", "routing_rule")
+LEDGER = ("budget_account", "charge", "budget_alert")
 GRANTS = {
     ("bulkhead_app", "rag.tenant"): {"SELECT"},
     ("bulkhead_app", "rag.embedding_model"): {"SELECT"},
@@ -75,6 +84,15 @@ GRANTS = {
     ("bulkhead_worker", "rag.external_server"): {"SELECT"},
     ("bulkhead_worker", "rag.push_config"): {"SELECT"},
     ("bulkhead_maintenance", "rag.external_server"): {"SELECT", "INSERT", "UPDATE", "DELETE"},
+    # only the worker calls chat models; versions of prices are added and never changed
+    **{("bulkhead_worker", f"rag.{name}"): {"SELECT"} for name in (*CHAT_MODELS, "llm_price")},
+    **{("bulkhead_maintenance", f"rag.{name}"): {"SELECT", "INSERT", "UPDATE", "DELETE"} for name in CHAT_MODELS},
+    ("bulkhead_maintenance", "rag.llm_price"): {"SELECT", "INSERT"},
+    # the ledger is written by functions; budgets are set by operators
+    **{("bulkhead_app", f"rag.{name}"): {"SELECT"} for name in (*LEDGER, "budget", "tier_budget")},
+    **{("bulkhead_maintenance", f"rag.{name}"): {"SELECT"} for name in (*LEDGER, "tier_budget")},
+    ("bulkhead_maintenance", "rag.budget"): {"SELECT", "INSERT", "UPDATE", "DELETE"},
+    ("bulkhead_owner", "queue.charge"): {"SELECT", "INSERT", "UPDATE", "DELETE"},
     # appending is a function's; nobody changes or deletes
     ("bulkhead_maintenance", "rag.audit"): {"SELECT"},
     ("bulkhead_maintenance", "rag.audit_head"): {"SELECT"},
@@ -121,8 +139,16 @@ CONTROL = {
     ("bulkhead_queue", "rag.tenant"): ("true", "false"),
     ("bulkhead_maintenance", "rag.vector_index"): ("true", "true"),
     ("bulkhead_maintenance", "rag.external_server"): ("true", "true"),
+    # it routes for all tenants together, and may claim work of any
+    ("bulkhead_worker", "rag.llm_model_tenant"): ("true", "false"),
+    ("bulkhead_maintenance", "rag.llm_model_tenant"): ("true", "true"),
     ("bulkhead_maintenance", "rag.corpus_change"): ("true", "false"),
     ("bulkhead_maintenance", "rag.embedding"): ("true", "false"),
+    # of the ledger's functions, which name the tenant that they have verified
+    ("bulkhead_owner", "rag.budget"): ("true", "false"),
+    **{("bulkhead_owner", f"rag.{name}"): ("true", "true") for name in LEDGER},
+    **{("bulkhead_maintenance", f"rag.{name}"): ("true", "false") for name in LEDGER},
+    ("bulkhead_maintenance", "rag.budget"): ("true", "true"),
     # of rag.append_audit_v1 alone, which names the tenant that it has verified
     ("bulkhead_owner", "rag.audit"): ("true", "true"),
     ("bulkhead_owner", "rag.audit_head"): ("true", "true"),
@@ -141,6 +167,16 @@ DEFINERS = {
     "rag.current_task": "bulkhead_owner",
     "rag.is_own_grant_v1": "bulkhead_owner",
     "rag.append_audit_v1": "bulkhead_owner",
+    "rag.hold_charge_v1": "bulkhead_owner",
+    "rag.start_charge_v1": "bulkhead_owner",
+    "rag.settle_charge_v1": "bulkhead_owner",
+    "rag.release_charge_v1": "bulkhead_owner",
+    "rag.reserve_task_v1": "bulkhead_owner",
+    "rag.end_reserve_v1": "bulkhead_owner",
+    "rag.forget_accounts_v1": "bulkhead_owner",
+    "rag.guard_budgets_v1": "bulkhead_owner",
+    "rag.sweep_charges_v1": "bulkhead_owner",
+    "queue.sweep_charges_v1": "bulkhead_queue",
     "queue.enqueue_embedding_v2": "bulkhead_queue",
     "queue.claim_embeddings_v2": "bulkhead_queue",
     "queue.embeddings_behind_v1": "bulkhead_queue",
@@ -185,6 +221,9 @@ DEFINERS = {
 }
 UNSCOPED = {
     "rag/audit/reader.py": "the maintenance login reads every chain",
+    "rag/budgets/sweep.py": "ends calls of any tenant whose time is over",
+    "rag/catalogue/operator.py": "the maintenance login's verbs",
+    "rag/catalogue/store.py": "models and routing rules belong to no tenant",
     "rag/corpus/compaction.py": "claims tenants that wait for compaction",
     "rag/corpus/embedding.py": "claims documents that wait for vectors",
     "rag/corpus/switching.py": "claims tenants that change their model",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -16,7 +17,7 @@ from rag.tasks.values import CallKind, Claim, TaskState
 from sql import Query
 from tests.support import tasks
 from tests.support.index import stored
-from tests.support.world import World
+from tests.support.world import Cluster, World, world
 
 pytestmark = pytest.mark.anyio
 FORM = {"id": "f", "hint": "May I delete everything?"}
@@ -73,6 +74,28 @@ class Scene:
 
 @pytest.fixture(name="scene")
 async def scene_fixture(world: World) -> AsyncGenerator[Scene]:
+    """A scene of the test's own."""
+    async with _scene(world) as scene:
+        yield scene
+
+
+@pytest.fixture(scope="module", name="working")
+async def working_fixture(cluster: Cluster) -> AsyncGenerator[Scene]:
+    """One scene for all statements that change nothing, and that see that they have not."""
+    async with world(cluster) as own, _scene(own) as scene:
+        yield scene
+
+
+@pytest.fixture(scope="module", name="asking")
+async def asking_fixture(cluster: Cluster) -> AsyncGenerator[Scene]:
+    """The same, with a task that asks."""
+    async with world(cluster) as own, _scene(own) as scene:
+        assert await asks(scene) == 2
+        yield scene
+
+
+@asynccontextmanager
+async def _scene(world: World) -> AsyncGenerator[Scene]:
     """No server: the store, and the login of the servers."""
     acme, rival = await world.tenant("acme"), await world.tenant("rival")
     ada, bob = world.principal(acme, user="ada"), world.principal(acme, user="bob")
@@ -104,22 +127,20 @@ async def asks(scene: Scene) -> int:
 
 
 @pytest.mark.parametrize("statement", REFUSED)
-async def test_nobody_speaks_or_calls_for_whoever_started_the_task(scene: Scene, statement: str) -> None:
-    assert await asks(scene) == 2
-    before = await scene.everything()
-    for who in (scene.bob, scene.rival):
+async def test_nobody_speaks_or_calls_for_whoever_started_the_task(asking: Scene, statement: str) -> None:
+    before = await asking.everything()
+    for who in (asking.bob, asking.rival):
         with pytest.raises((SealRefused, Forbidden, BulkheadError)):
-            await scene.run(who, statement)
-        assert await scene.everything() == before
+            await asking.run(who, statement)
+        assert await asking.everything() == before
 
 
 @pytest.mark.parametrize("statement", FRUITLESS)
-@pytest.mark.parametrize("asking", [False, True])
+@pytest.mark.parametrize("asks_already", [False, True])
 async def test_nobody_stops_or_wakes_anothers_run_or_reads_its_calls(
-    scene: Scene, statement: str, *, asking: bool
+    working: Scene, asking: Scene, statement: str, *, asks_already: bool
 ) -> None:
-    if asking:
-        await asks(scene)
+    scene = asking if asks_already else working
     before = await scene.everything()
     for who in (scene.bob, scene.rival):
         rows = await scene.run(who, statement)

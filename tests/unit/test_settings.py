@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from rag.errors import Misconfigured
 from rag.settings import SECRETS, VARIABLES, Settings
 
 EXTERNAL = {"BULKHEAD_EXTERNAL_ISSUER": "https://login.test", "BULKHEAD_JWKS_URL": "https://login.test/keys"}
+MODEL = {"BULKHEAD_LLM_URL": "http://gpu/v1", "BULKHEAD_LLM_MODEL": "m"}
 
 
 def test_an_empty_environment_gives_the_defaults() -> None:
@@ -38,6 +40,15 @@ def test_an_empty_environment_gives_the_defaults() -> None:
         ({"BULKHEAD_POOL_SIZE": "0"}, "BULKHEAD_POOL_SIZE must be greater than 0"),
         ({"BULKHEAD_TLS_KEY": "k.pem"}, "set both"),
         ({"BULKHEAD_LLM_URL": "http://x/v1"}, "needs BULKHEAD_LLM_MODEL"),
+        ({"BULKHEAD_LLM_KIND": "tgi"}, "BULKHEAD_LLM_KIND must be vllm or openai or ollama"),
+        ({"BULKHEAD_LLM_PRICES": "1,1,1"}, "BULKHEAD_LLM_PRICES needs BULKHEAD_LLM_URL"),
+        ({**MODEL, "BULKHEAD_LLM_PRICES": "1,1"}, "input,cached,output for a million"),
+        ({**MODEL, "BULKHEAD_LLM_PRICES": "1,2,3"}, "cached input is no dearer"),
+        ({**MODEL, "BULKHEAD_LLM_PRICES": "1,1,0.0000001"}, "up to 6 decimal places"),
+        ({**MODEL, "BULKHEAD_LLM_PRICES": "1,1,NaN"}, "BULKHEAD_LLM_PRICES is"),
+        ({**MODEL, "BULKHEAD_LLM_PRICES": "1,1,Infinity"}, "BULKHEAD_LLM_PRICES is"),
+        ({**MODEL, "BULKHEAD_LLM_PRICES": "1,1,-1"}, "BULKHEAD_LLM_PRICES is"),
+        ({**MODEL, "BULKHEAD_LLM_PRICES": "one,1,1"}, "BULKHEAD_LLM_PRICES is"),
         ({"BULKHEAD_LLM_URL": "ftp://x", "BULKHEAD_LLM_MODEL": "m"}, "begins with http:// or https://"),
         ({"BULKHEAD_DATABASE_URL": "postgresql://x"}, "BULKHEAD_SEAL_KEYS_FILE"),
         ({"BULKHEAD_REDIS_URL_FILE": "/nowhere/at/all"}, "cannot be read"),
@@ -71,6 +82,13 @@ def test_a_child_process_reads_the_same_settings(tmp_path: Path) -> None:
     )
     again = Settings.from_env(settings.to_env())
     assert (again.data_dir, again.lease_s, again.mcp_port) == (tmp_path, 2.5, 9000)
+
+
+def test_the_prices_of_the_configured_model_are_exact_decimals() -> None:
+    settings = Settings.from_env({**MODEL, "BULKHEAD_LLM_PRICES": "0.50, 0.1,1.500001"})
+    assert settings.llm_price == (Decimal("0.5"), Decimal("0.1"), Decimal("1.500001"))
+    assert Settings.from_env(settings.to_env()).llm_price == settings.llm_price
+    assert Settings.from_env(MODEL).llm_price is None
 
 
 def test_an_external_issuer_s_tokens_are_for_the_url_of_the_server_that_they_go_to() -> None:
