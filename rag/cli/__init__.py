@@ -33,6 +33,7 @@ class Verb:
 VERBS: Mapping[str, Verb] = {
     "ask": Verb("ask", "ask", "Have QUESTION answered from a tenant's documents, with checked citations."),
     "audit": Verb("audit", "audit", "Verify, export and read the audit trail."),
+    "bench": Verb("bench", "bench", "Measure a model server."),
     "budget": Verb("budget", "budget", "Set what tenants may spend on models, and see what is left."),
     "demo": Verb("demo", "demo", "Show the whole job on real text, in minutes."),
     "doctor": Verb("doctor", "doctor", "Check every dependency and say what to do."),
