@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
 from blockbuster import BlockBuster
 
-from tests.support.world import Cluster, World, cluster, world
+from rag import runtime
+from rag.llm.minilm import MiniLmEmbedder, load_minilm
+from tests.support.world import Cluster, World, cluster, cluster_root, world
 
 ROOT = Path(__file__).parent.parent
 OURS = ("mcp_server", "a2a_server", "workflows", "rag", "sql")
@@ -36,6 +39,24 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _one_model() -> Iterator[None]:  # pyright: ignore[reportUnusedFunction]  # autouse
+    """Let the runtimes of this process, of which nearly every test opens some, read the model's files but once.
+
+    It is the real model, as `load_minilm` checks and loads it; each runtime has an embedder of its own that it closes.
+    """
+    loaded = cache(load_minilm)
+
+    def shared(*, threads: int = 1) -> MiniLmEmbedder:
+        model = loaded(threads=threads)
+        assert model._session is not None  # pyright: ignore[reportPrivateUsage]
+        return MiniLmEmbedder(session=model._session, tokenizer=model._tokenizer)  # pyright: ignore[reportPrivateUsage]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runtime, "load_minilm", shared)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _no_blocking_calls(request: pytest.FixtureRequest) -> Iterator[None]:
     """Fail a test in which our own code blocks the event loop: on a socket, a lock, a sleep, a child process.
@@ -60,7 +81,7 @@ def _no_blocking_calls(request: pytest.FixtureRequest) -> Iterator[None]:
 @pytest.fixture(scope="session", name="cluster")
 def cluster_fixture() -> Iterator[Cluster]:
     """The embedded PostgreSQL that all test workers share."""
-    with cluster(ROOT / ".cache" / "test-cluster") as shared:
+    with cluster(cluster_root()) as shared:
         yield shared
 
 

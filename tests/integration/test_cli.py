@@ -27,8 +27,6 @@ from rag.cli.supervisor import free_port, port_is_free
 from rag.db.embedded import remove_embedded_postgres
 from rag.errors import Misconfigured
 
-pytestmark = pytest.mark.xdist_group("cli")
-
 READY_BOUND_S = 90.0
 COMMAND_BOUND_S = 60.0
 

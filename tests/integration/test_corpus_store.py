@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from uuid import uuid4
@@ -35,7 +36,7 @@ from rag.retrieval.search import search
 from rag.retrieval.values import Mode, SearchRequest
 from sql import Query, load_queries
 from tests.support.retrieval import only, retriever
-from tests.support.world import World
+from tests.support.world import Cluster, World, world
 
 pytestmark = pytest.mark.anyio
 BOUND_S = 5.0
@@ -55,6 +56,19 @@ class Place:
 @pytest.fixture(name="place")
 async def place_fixture(world: World) -> AsyncIterator[Place]:
     """Two tenants and a pool."""
+    async with _place(world) as place:
+        yield place
+
+
+@pytest.fixture(scope="module", name="empty")
+async def empty_fixture(cluster: Cluster) -> AsyncIterator[Place]:
+    """One place for all documents that are refused; nothing is stored there."""
+    async with world(cluster) as own, _place(own) as place:
+        yield place
+
+
+@asynccontextmanager
+async def _place(world: World) -> AsyncGenerator[Place]:
     mine, theirs = await world.tenant("mine"), await world.tenant("theirs")
     async with world.database(claims=True) as database:
         yield Place(database=database, principal=world.principal(mine), other=world.principal(theirs))
@@ -203,9 +217,9 @@ async def test_another_tenant_sees_nothing_of_a_document(place: Place) -> None:
 
 
 @pytest.mark.parametrize("text", ["", " \n\t ", "a\0b", "\ud800", "x" * (MAX_TEXT_CHARS + 1), "\x01\x02\x03\x04"])
-async def test_text_that_cannot_be_stored_is_refused(place: Place, text: str) -> None:
+async def test_text_that_cannot_be_stored_is_refused(empty: Place, text: str) -> None:
     with pytest.raises(DocumentRefused):
-        await put_document(place.database, place.principal, new(text=text))
+        await put_document(empty.database, empty.principal, new(text=text))
 
 
 @pytest.mark.parametrize(
@@ -226,9 +240,9 @@ async def test_text_that_cannot_be_stored_is_refused(place: Place, text: str) ->
         {"metadata": json.loads('{"a":' * 33 + "1" + "}" * 33)},
     ],
 )
-async def test_fields_that_cannot_be_stored_are_refused(place: Place, fields: dict[str, object]) -> None:
+async def test_fields_that_cannot_be_stored_are_refused(empty: Place, fields: dict[str, object]) -> None:
     with pytest.raises(InvalidInput):
-        await put_document(place.database, place.principal, new(**fields))  # pyright: ignore[reportArgumentType]
+        await put_document(empty.database, empty.principal, new(**fields))  # pyright: ignore[reportArgumentType]
 
 
 async def test_the_longest_source_and_hostile_but_legal_text_are_stored(place: Place) -> None:

@@ -47,7 +47,7 @@ from tests.support.deployment import (
     postgres_options,
 )
 
-pytestmark = [pytest.mark.anyio, pytest.mark.xdist_group("deployment-server")]
+pytestmark = [pytest.mark.anyio]
 
 START_BOUND_S = 60.0
 STOP_BOUND_S = 15.0

@@ -22,7 +22,7 @@ from rag.db.embedded import remove_embedded_postgres
 from rag.installation import installation
 from rag.settings import Settings
 
-pytestmark = [pytest.mark.xdist_group("eval-cli"), pytest.mark.quality]
+pytestmark = [pytest.mark.quality]
 
 COMMAND_BOUND_S = 100.0
 ANIMALS = ("heron", "badger", "otter", "weasel", "salmon", "falcon", "lizard", "hornet", "walrus", "gopher")

@@ -29,7 +29,7 @@ from tests.interop.environments import run_python
 from workflows.forms import HITL_EXTENSION
 
 # one worker, and so one set of processes for the module
-pytestmark = [pytest.mark.anyio, pytest.mark.xdist_group("a2a_python")]
+pytestmark = pytest.mark.anyio
 BOUND_S = 60.0
 PROGRAMS = Path(__file__).parent / "programs"
 QUESTION = "What is the notice period of the lease?"

@@ -14,7 +14,7 @@ from tests.interop.environments import OWN, run_python, version
 from tests.support.node import NODE_ROOT, run_node
 
 # one worker, and so one set of processes for the module
-pytestmark = [pytest.mark.anyio, pytest.mark.xdist_group("clients_page_a2a")]
+pytestmark = pytest.mark.anyio
 BOUND_S = 60.0
 ANSWER = "The notice period of the lease is three months. [1]"
 

@@ -12,7 +12,7 @@ from tests.interop.conftest import Caller, Stage
 from tests.interop.environments import OWN, run_python, version
 
 # one worker, and so one server for the module
-pytestmark = [pytest.mark.anyio, pytest.mark.xdist_group("clients_page_python")]
+pytestmark = pytest.mark.anyio
 PYTHON_CLIENTS = [
     pytest.param("mcp", "mcp"),
     *(

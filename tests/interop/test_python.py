@@ -18,7 +18,7 @@ from mcp_server.errors import ERROR_META, RATE_LIMITED
 from tests.interop.conftest import NARROW_BURST, Stage
 
 # one worker, and so one server for the module
-pytestmark = [pytest.mark.anyio, pytest.mark.xdist_group("python")]
+pytestmark = pytest.mark.anyio
 Era = Literal["auto", "legacy"]
 BOUND_S = 30.0
 BOTH_ERAS = pytest.mark.parametrize(("era", "revision"), [("auto", "2026-07-28"), ("legacy", "2025-11-25")])

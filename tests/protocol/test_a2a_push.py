@@ -7,6 +7,7 @@ import dataclasses
 import json
 import re
 from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -38,7 +39,7 @@ from rag.tenants.operator import Tenant
 from tests.support import tasks
 from tests.support.agents import Rpc, a2a_server, message, worker
 from tests.support.webhooks import QUICK, Receiver, couriers, loopback, receiver, verified
-from tests.support.world import World
+from tests.support.world import Cluster, World, world
 
 pytestmark = pytest.mark.anyio
 BOUND_S = 20.0
@@ -116,7 +117,27 @@ class Scene:
 
 @pytest.fixture(name="scene")
 async def scene_fixture(world: World) -> AsyncGenerator[Scene]:
-    """One replica and one webhook; couriers are the tests' own."""
+    """One replica and one webhook; couriers are the tests' own, and tell whatever there is in the database."""
+    async with _scene(world) as scene:
+        yield scene
+
+
+@pytest.fixture(scope="module", name="stage")
+async def stage_fixture(cluster: Cluster) -> AsyncGenerator[Scene]:
+    """The same for all tests in which there is no courier."""
+    async with world(cluster) as own, _scene(own) as stage:
+        yield stage
+
+
+@pytest.fixture(name="quiet")
+async def quiet_fixture(stage: Scene) -> Scene:
+    """A scene without couriers, and two tenants that no other test knows."""
+    acme, rival = [await stage.world.tenant(f"{name}-{uuid4()}") for name in ("acme", "rival")]
+    return dataclasses.replace(stage, acme=acme, rival=rival)
+
+
+@asynccontextmanager
+async def _scene(world: World) -> AsyncGenerator[Scene]:
     world = loopback(world)
     acme, rival = await world.tenant("acme"), await world.tenant("rival")
     async with (
@@ -436,36 +457,36 @@ async def test_a_webhook_that_is_deleted_is_told_nothing_more(scene: Scene) -> N
 # --- who may, and what
 
 
-async def test_credentials_are_taken_and_never_given_back_and_lie_closed_in_the_database(scene: Scene) -> None:
-    task_id = str(await scene.task())
-    rpc = scene.rpc()
+async def test_credentials_are_taken_and_never_given_back_and_lie_closed_in_the_database(quiet: Scene) -> None:
+    task_id = str(await quiet.task())
+    rpc = quiet.rpc()
     secret = {"token": "tell-nobody", "authentication": {"scheme": "Bearer", "credentials": "nobody-at-all"}}
-    shown = {"id": "mine", "taskId": task_id, "url": scene.hook.url, "authentication": {"scheme": "Bearer"}}
-    assert await rpc.call(CREATE, {"taskId": task_id, "id": "mine", "url": scene.hook.url, **secret}) == shown
+    shown = {"id": "mine", "taskId": task_id, "url": quiet.hook.url, "authentication": {"scheme": "Bearer"}}
+    assert await rpc.call(CREATE, {"taskId": task_id, "id": "mine", "url": quiet.hook.url, **secret}) == shown
     assert await rpc.call(GET, {"taskId": task_id, "id": "mine"}) == shown
     assert await rpc.call(LIST, {"taskId": task_id}) == {"configs": [shown]}
-    connection = await asyncpg.connect(scene.world.superuser_url)
+    connection = await asyncpg.connect(quiet.world.superuser_url)
     try:
         stored = str(await connection.fetch("select p.*, encode(p.secrets, 'escape') from rag.push_config p"))
     finally:
         await connection.close()
-    assert scene.hook.url in stored
+    assert quiet.hook.url in stored
     assert "tell-nobody" not in stored
     assert "nobody-at-all" not in stored
 
 
-async def test_configurations_are_paged_replaced_and_bounded(scene: Scene) -> None:
-    task_id = str(await scene.task())
-    rpc = scene.rpc()
+async def test_configurations_are_paged_replaced_and_bounded(quiet: Scene) -> None:
+    task_id = str(await quiet.task())
+    rpc = quiet.rpc()
     for number in range(MAX_CONFIGS):
-        await rpc.call(CREATE, {"taskId": task_id, "id": f"hook-{number}", "url": scene.hook.url})
-    await rpc.call(CREATE, {"taskId": task_id, "id": "hook-0", "url": f"{scene.hook.url}/again"})
-    assert (await rpc.error(CREATE, {"taskId": task_id, "url": scene.hook.url}))["code"] == UNSUPPORTED
+        await rpc.call(CREATE, {"taskId": task_id, "id": f"hook-{number}", "url": quiet.hook.url})
+    await rpc.call(CREATE, {"taskId": task_id, "id": "hook-0", "url": f"{quiet.hook.url}/again"})
+    assert (await rpc.error(CREATE, {"taskId": task_id, "url": quiet.hook.url}))["code"] == UNSUPPORTED
     found: list[str] = []
     token = ""
     for _ in range(MAX_CONFIGS):
         page = await rpc.call(LIST, {"taskId": task_id, "pageSize": 3, "pageToken": token})
-        found += [one["url"].removeprefix(scene.hook.url) + one["id"] for one in page["configs"]]
+        found += [one["url"].removeprefix(quiet.hook.url) + one["id"] for one in page["configs"]]
         token = page.get("nextPageToken", "")
         if not token:
             break
@@ -473,11 +494,11 @@ async def test_configurations_are_paged_replaced_and_bounded(scene: Scene) -> No
     assert (await rpc.error(LIST, {"taskId": task_id, "pageToken": "invented"}))["code"] == INVALID
 
 
-async def test_others_have_no_webhooks_on_a_task_that_they_do_not_see_and_see_none_of_its_makers(scene: Scene) -> None:
-    task_id = str(await scene.task(url=scene.hook.url, id="mine"))
-    for other in (scene.rpc(scene.rival), scene.rpc(scene.rival, user="eve")):
+async def test_others_have_no_webhooks_on_a_task_that_they_do_not_see_and_see_none_of_its_makers(quiet: Scene) -> None:
+    task_id = str(await quiet.task(url=quiet.hook.url, id="mine"))
+    for other in (quiet.rpc(quiet.rival), quiet.rpc(quiet.rival, user="eve")):
         for method, params in (
-            (CREATE, {"url": scene.hook.url}),
+            (CREATE, {"url": quiet.hook.url}),
             (GET, {"id": "mine"}),
             (LIST, {}),
             (DELETE, {"id": "mine"}),
@@ -487,12 +508,12 @@ async def test_others_have_no_webhooks_on_a_task_that_they_do_not_see_and_see_no
             assert refused["code"] == NOT_FOUND
             assert refused == unknown
     # a task of a caller without groups is the whole tenant's; its webhooks are not
-    bob = scene.rpc(user="bob")
+    bob = quiet.rpc(user="bob")
     assert await bob.call(LIST, {"taskId": task_id}) == {}
     assert (await bob.error(GET, {"taskId": task_id, "id": "mine"}))["code"] == NOT_FOUND
     await bob.call(DELETE, {"taskId": task_id, "id": "mine"})
-    await bob.call(CREATE, {"taskId": task_id, "id": "mine", "url": f"{scene.hook.url}/bob"})
-    assert (await scene.rpc().call(GET, {"taskId": task_id, "id": "mine"}))["url"] == scene.hook.url
+    await bob.call(CREATE, {"taskId": task_id, "id": "mine", "url": f"{quiet.hook.url}/bob"})
+    assert (await quiet.rpc().call(GET, {"taskId": task_id, "id": "mine"}))["url"] == quiet.hook.url
 
 
 @pytest.mark.parametrize(
@@ -510,10 +531,10 @@ async def test_others_have_no_webhooks_on_a_task_that_they_do_not_see_and_see_no
     ],
 )
 async def test_what_cannot_be_told_safely_is_refused_and_with_it_the_message(
-    scene: Scene, config: dict[str, object]
+    quiet: Scene, config: dict[str, object]
 ) -> None:
-    task_id = str(await scene.task())
-    assert (await scene.rpc().error(CREATE, {"taskId": task_id, **config}))["code"] == INVALID
+    task_id = str(await quiet.task())
+    assert (await quiet.rpc().error(CREATE, {"taskId": task_id, **config}))["code"] == INVALID
     params = {**message(), "configuration": {"taskPushNotificationConfig": config}}
-    assert (await scene.rpc().error("SendMessage", params))["code"] == INVALID
-    assert (await scene.rpc().call("ListTasks", {}))["totalSize"] == 1
+    assert (await quiet.rpc().error("SendMessage", params))["code"] == INVALID
+    assert (await quiet.rpc().call("ListTasks", {}))["totalSize"] == 1

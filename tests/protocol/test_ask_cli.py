@@ -21,7 +21,7 @@ import pytest
 from rag.identity.scopes import Audience
 from tests.support.agents import worker
 from tests.support.workflow_scene import WorkflowScene, workflow_scene
-from tests.support.world import World
+from tests.support.world import Cluster, world
 
 pytestmark = pytest.mark.anyio
 BOUND_S = 60.0
@@ -32,10 +32,10 @@ SOURCES = (
 )
 
 
-@pytest.fixture(name="scene")
-async def scene_fixture(world: World) -> AsyncGenerator[WorkflowScene]:
-    """Two sections of real law. No worker yet: a test starts the one it needs."""
-    async with workflow_scene(world) as scene:
+@pytest.fixture(scope="module", name="scene")
+async def scene_fixture(cluster: Cluster) -> AsyncGenerator[WorkflowScene]:
+    """Two sections of real law, for all tests of the file. No worker yet: a test starts the one it needs."""
+    async with world(cluster) as own, workflow_scene(own) as scene:
         for source in SOURCES:
             content = (SAMPLES / source).read_text(encoding="utf-8")
             title = content.partition("\n")[0].removeprefix("# ")

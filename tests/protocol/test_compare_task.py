@@ -11,8 +11,9 @@ import pytest
 
 from tests.support.agents import worker
 from tests.support.openai_server import serve_openai
-from tests.support.workflow_scene import Ended, WorkflowScene, data, text, workflow_scene
-from tests.support.world import World
+from tests.support.served import served_at
+from tests.support.workflow_scene import Ended, WorkflowScene, data, text, with_new_tenant, workflow_scene
+from tests.support.world import Cluster, World, world
 
 pytestmark = pytest.mark.anyio
 OLD = (
@@ -32,17 +33,24 @@ NEW = (
 THIRD = "The canteen opens at noon. Every employee may take leave."
 
 
+@pytest.fixture(scope="module", name="stage")
+async def stage_fixture(cluster: Cluster) -> AsyncGenerator[WorkflowScene]:
+    """The servers for all tests of the file."""
+    async with world(cluster) as own, workflow_scene(own) as stage:
+        yield stage
+
+
 @pytest.fixture(name="scene")
-async def scene_fixture(world: World) -> AsyncGenerator[WorkflowScene]:
-    """Three documents; no worker yet."""
-    async with workflow_scene(world) as scene:
-        documents = [
-            {"source": "leave-2023.md", "title": "Leave 2023", "text": OLD, "media_type": "text/markdown"},
-            {"source": "leave-2024.md", "title": "Leave 2024", "text": NEW, "media_type": "text/markdown"},
-            {"source": "canteen.txt", "title": "Canteen", "text": THIRD},
-        ]
-        await scene.tool("put_documents", {"documents": documents})
-        yield scene
+async def scene_fixture(stage: WorkflowScene) -> WorkflowScene:
+    """A tenant of the test's own with three documents; no worker yet."""
+    scene = await with_new_tenant(stage)
+    documents = [
+        {"source": "leave-2023.md", "title": "Leave 2023", "text": OLD, "media_type": "text/markdown"},
+        {"source": "leave-2024.md", "title": "Leave 2024", "text": NEW, "media_type": "text/markdown"},
+        {"source": "canteen.txt", "title": "Canteen", "text": THIRD},
+    ]
+    await scene.tool("put_documents", {"documents": documents})
+    return scene
 
 
 TEXTS = {"leave-2023.md": OLD, "leave-2024.md": NEW, "canteen.txt": THIRD}
@@ -166,12 +174,13 @@ async def test_another_tenants_document_is_no_document(scene: WorkflowScene) -> 
             assert "there is no document of the id or source" in ended.told
 
 
-async def test_of_a_very_long_document_it_says_what_was_not_compared(scene: WorkflowScene) -> None:
+async def test_of_a_very_long_document_it_says_what_was_not_compared(world: World) -> None:
     long = " ".join(f"Sentence number {n} of a very long document stands here." for n in range(5_000))
     other = long.replace("number 17 of", "number seventeen of")
     documents = [{"source": f"{name}.txt", "title": name, "text": words} for name, words in (("a", long), ("b", other))]
-    await scene.tool("put_documents", {"documents": documents})
-    async with worker(scene.settings):
+    # in a database of its own: nobody waits for the vectors of so many chunks
+    async with workflow_scene(world) as scene, worker(scene.settings):
+        await scene.tool("put_documents", {"documents": documents})
         markdown, found = _comparison(await scene.run(data(documents=["a.txt", "b.txt"]), skill="compare"))
     assert [one["read"] for one in found["documents"]] == [200_000, 200_000]
     assert f"the first 200,000 of {len(long):,}; the rest was not compared" in markdown
@@ -203,7 +212,7 @@ async def test_a_models_summary_shows_only_what_the_stored_words_bear_out(scene:
 async def test_what_is_no_longer_there_when_the_task_goes_on_is_not_quoted(scene: WorkflowScene, then: str) -> None:
     async with serve_openai() as server:
         server.pieces, server.prompt_tokens = ('It says "Every employee may take leave" [1].',), 250_000
-        settings = dataclasses.replace(scene.settings, llm_url=server.base_url, llm_model="tiny")
+        settings = dataclasses.replace(scene.settings, **served_at(server.base_url, "tiny"))
         async with worker(settings):
             asked = data(documents=["leave-2023.md", "leave-2024.md"], aspects=["leave", "unpaid leave"])
             task = await scene.send(asked, skill="compare")
@@ -224,7 +233,7 @@ async def test_what_is_no_longer_there_when_the_task_goes_on_is_not_quoted(scene
 async def _summarized(scene: WorkflowScene, *pieces: str) -> tuple[str, dict[str, Any]]:
     async with serve_openai() as server:
         server.pieces = pieces
-        settings = dataclasses.replace(scene.settings, llm_url=server.base_url, llm_model="tiny")
+        settings = dataclasses.replace(scene.settings, **served_at(server.base_url, "tiny"))
         async with worker(settings):
             return _comparison(await scene.run(data(documents=["leave-2023.md", "leave-2024.md"]), skill="compare"))
 

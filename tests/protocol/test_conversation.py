@@ -20,8 +20,9 @@ from tests.support.agents import Rpc, a2a_server, message, worker
 from tests.support.documents import put_raw_document
 from tests.support.gated_model import gated_model
 from tests.support.openai_server import serve_openai
-from tests.support.workflow_scene import WorkflowScene, data, text, workflow_scene
-from tests.support.world import World
+from tests.support.served import served_at
+from tests.support.workflow_scene import WorkflowScene, data, text, with_new_tenant, workflow_scene
+from tests.support.world import Cluster, world
 from workflows import accept
 from workflows.forms import HITL_EXTENSION
 from workflows.rag import RAG
@@ -60,15 +61,26 @@ class Scene:
         return str(found["status"]["state"]).removeprefix("TASK_STATE_")
 
 
-@pytest.fixture(name="scene")
-async def scene_fixture(world: World) -> AsyncGenerator[Scene]:
-    """Two replicas on one database."""
+@pytest.fixture(scope="module", name="stage")
+async def stage_fixture(cluster: Cluster) -> AsyncGenerator[Scene]:
+    """Two replicas on one database, for all tests of the file."""
     async with AsyncExitStack() as stack:
-        here = await stack.enter_async_context(workflow_scene(world))
-        other = await stack.enter_async_context(a2a_server(world))
-        async with world.database() as database, database.tenant(world.principal(here.acme)) as session:
-            await put_raw_document(session, title="Law", text=LAW)
+        own = await stack.enter_async_context(world(cluster))
+        here = await stack.enter_async_context(workflow_scene(own))
+        other = await stack.enter_async_context(a2a_server(own))
         yield Scene(here=here, there=replace(here.rpc, base=other))
+
+
+@pytest.fixture(name="scene")
+async def scene_fixture(stage: Scene) -> AsyncGenerator[Scene]:
+    """A tenant of the test's own, whose tasks are canceled afterwards: no later worker is to take them."""
+    here = await with_new_tenant(stage.here)
+    own = here.world
+    async with own.database() as database, database.tenant(own.principal(here.acme)) as session:
+        await put_raw_document(session, title="Law", text=LAW)
+    yield Scene(here=here, there=replace(here.rpc, base=stage.there.base))
+    for task in (await here.rpc.call("ListTasks", {"pageSize": 100}))["tasks"]:
+        await here.rpc.raw("CancelTask", {"id": task["id"]})
 
 
 @pytest.fixture(name="dear")
@@ -76,7 +88,7 @@ async def dear_fixture(scene: Scene) -> AsyncGenerator[tuple[Settings, list[dict
     """Settings of a worker whose model says that one answer cost more than the task may, and the requests it got."""
     async with serve_openai() as model:
         model.pieces, model.prompt_tokens = (QUOTE,), RAG.bound.tokens + 1
-        yield replace(scene.settings, llm_url=model.base_url, llm_model="dear"), model.requests
+        yield replace(scene.settings, **served_at(model.base_url, "dear")), model.requests
 
 
 async def _ask_for_more(scene: Scene, settings: Settings) -> dict[str, Any]:
@@ -163,7 +175,7 @@ async def test_two_answers_at_once_are_one_answer_and_one_refusal(
 async def test_a_workflow_that_takes_no_messages_refuses_them_while_it_works(scene: Scene, replicas: int) -> None:
     rpc = scene.here.rpc if replicas == 1 else scene.there
     async with gated_model(QUOTE) as model:
-        settings = replace(scene.settings, llm_url=model.base_url, llm_model="slow")
+        settings = replace(scene.settings, **served_at(model.base_url, "slow"))
         async with worker(settings):
             task = await scene.here.send(text("What is unlawful?"))
             with anyio.fail_after(BOUND_S):
@@ -224,7 +236,7 @@ async def test_only_whoever_started_a_task_may_send_to_it(
 
 async def test_a_cancel_on_the_other_replica_reaches_the_model_under_a_running_node(scene: Scene) -> None:
     async with gated_model("word " * 3, "never said") as model:
-        settings = replace(scene.settings, llm_url=model.base_url, llm_model="slow")
+        settings = replace(scene.settings, **served_at(model.base_url, "slow"))
         async with worker(settings):
             task = await scene.here.send(text("What is unlawful?"))
             with anyio.fail_after(BOUND_S):

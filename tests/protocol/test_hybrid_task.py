@@ -24,8 +24,9 @@ from tests.support.agents import worker
 from tests.support.documents import put_raw_document
 from tests.support.external_server import GAZETTE, ExternalScript, external_process, external_server
 from tests.support.openai_server import serve_openai
-from tests.support.workflow_scene import WorkflowScene, data, text, workflow_scene
-from tests.support.world import World
+from tests.support.served import served_at
+from tests.support.workflow_scene import WorkflowScene, data, text, with_new_tenant, workflow_scene
+from tests.support.world import Cluster, world
 
 pytestmark = pytest.mark.anyio
 RULES = (
@@ -36,14 +37,21 @@ QUESTION = "Which rules are there about night landings of seaplanes?"
 SECRET = "s3cret-of-the-gazette"
 
 
+@pytest.fixture(scope="module", name="stage")
+async def stage_fixture(cluster: Cluster) -> AsyncGenerator[WorkflowScene]:
+    """The servers for all tests of the file."""
+    async with world(cluster) as own, workflow_scene(own) as stage:
+        yield stage
+
+
 @pytest.fixture(name="scene")
-async def scene_fixture(world: World) -> AsyncGenerator[WorkflowScene]:
-    """A document of our own; no worker and no external server yet."""
-    async with workflow_scene(world) as scene:
-        async with world.database() as database, database.tenant(world.principal(scene.acme)) as session:
-            await put_raw_document(session, title="Airfield", text=RULES, source="airfield.txt")
-        settings = dataclasses.replace(scene.settings, outbound_loopback="on")
-        yield dataclasses.replace(scene, settings=settings)
+async def scene_fixture(stage: WorkflowScene) -> WorkflowScene:
+    """A tenant with a document of its own; no worker and no external server yet."""
+    scene = await with_new_tenant(stage)
+    own = scene.world
+    async with own.database() as database, database.tenant(own.principal(scene.acme)) as session:
+        await put_raw_document(session, title="Airfield", text=RULES, source="airfield.txt")
+    return dataclasses.replace(scene, settings=dataclasses.replace(scene.settings, outbound_loopback="on"))
 
 
 @asynccontextmanager
@@ -228,7 +236,7 @@ async def test_a_models_words_about_an_external_result_stand_only_where_the_resu
 
     async with external_server() as gazette, serve_openai() as model:
         model.reply = reply
-        settings = dataclasses.replace(scene.settings, llm_url=model.base_url, llm_model="tiny")
+        settings = dataclasses.replace(scene.settings, **served_at(model.base_url, "tiny"))
         await allow(scene, gazette)
         async with worker(settings):
             ended = await scene.run(text(QUESTION), skill="hybrid")
@@ -241,7 +249,7 @@ async def test_a_models_words_about_an_external_result_stand_only_where_the_resu
 async def test_an_answer_of_which_nothing_holds_is_not_shown(scene: WorkflowScene) -> None:
     async with external_server() as gazette, serve_openai() as model:
         model.pieces = ('The gazette says "all of it is free from now on" [1].',)
-        settings = dataclasses.replace(scene.settings, llm_url=model.base_url, llm_model="tiny")
+        settings = dataclasses.replace(scene.settings, **served_at(model.base_url, "tiny"))
         await allow(scene, gazette)
         async with worker(settings):
             ended = await scene.run(text(QUESTION), skill="hybrid")
@@ -257,7 +265,7 @@ async def test_a_run_that_is_taken_over_asks_no_server_twice_that_has_answered(s
         task = await scene.send(text(QUESTION), skill="hybrid")
         async with worker(scene.settings):
             with anyio.fail_after(20.0):
-                await _recorded(scene, "%:external:gazette:search_gazette")
+                await _recorded(scene, task, "%:external:gazette:search_gazette")
                 await slow.asked.wait()
         slow.hangs = False
         async with worker(scene.settings):
@@ -268,11 +276,11 @@ async def test_a_run_that_is_taken_over_asks_no_server_twice_that_has_answered(s
     assert [one["status"] for one in found["sources"]] == ["asked", "asked"]
 
 
-async def _recorded(scene: WorkflowScene, key: str) -> None:
-    """Return once the call has its result in the record."""
+async def _recorded(scene: WorkflowScene, task: dict[str, Any], key: str) -> None:
+    """Return once the task's call has its result in the record."""
     admin = await asyncpg.connect(scene.world.superuser_url)
-    query = "select exists (select from rag.task_call where key like $1 and result is not null)"
-    while not await admin.fetchval(query, key):
+    query = "select exists (select from rag.task_call where task_id = $1 and key like $2 and result is not null)"
+    while not await admin.fetchval(query, task["id"], key):
         await anyio.lowlevel.checkpoint()
     await admin.close()
 

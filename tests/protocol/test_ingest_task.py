@@ -18,14 +18,14 @@ from rag.identity.scopes import Audience
 from rag.identity.scopes import Scope as Right
 from tests.support.agents import worker
 from tests.support.processes import started
-from tests.support.workflow_scene import WorkflowScene, data, file, text, workflow_scene
-from tests.support.world import World
+from tests.support.workflow_scene import WorkflowScene, data, file, text, with_new_tenant, workflow_scene
+from tests.support.world import Cluster, World, world
 
 pytestmark = pytest.mark.anyio
 
 
 class Gate:
-    """A layer before the MCP server that keeps back the answer to one call of put_documents."""
+    """Keeps back the answer to one call of put_documents."""
 
     def __init__(self) -> None:
         """Nothing is kept back before `hold` is set."""
@@ -35,42 +35,67 @@ class Gate:
         self.held = anyio.Event()
         self.release = anyio.Event()
 
+    async def pass_on(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+        """Take a request on its way to `app`."""
+        if (b"mcp-name", b"put_documents") not in scope.get("headers", ()):
+            await app(scope, receive, send)
+            return
+        self.calls += 1
+        if self.calls != self.hold:
+            await app(scope, receive, send)
+            return
+        kept: list[Any] = []
+
+        async def keep(message: Any) -> None:
+            kept.append(message)
+
+        await app(scope, receive, keep)
+        self.held.set()
+        await self.release.wait()
+        for message in kept:
+            await send(message)
+
+
+class Wall:
+    """A layer before the MCP server of all tests, in which each of them has a gate of its own."""
+
+    def __init__(self) -> None:
+        """With a gate that nobody watches."""
+        self.gate = Gate()
+
     def __call__(self, app: ASGIApp) -> ASGIApp:
         """Stand before `app`."""
 
         async def gated(scope: Scope, receive: Receive, send: Send) -> None:
-            if (b"mcp-name", b"put_documents") not in scope.get("headers", ()):
-                await app(scope, receive, send)
-                return
-            self.calls += 1
-            if self.calls != self.hold:
-                await app(scope, receive, send)
-                return
-            kept: list[Any] = []
-
-            async def keep(message: Any) -> None:
-                kept.append(message)
-
-            await app(scope, receive, keep)
-            self.held.set()
-            await self.release.wait()
-            for message in kept:
-                await send(message)
+            await self.gate.pass_on(app, scope, receive, send)
 
         return gated
 
 
+@pytest.fixture(scope="module", name="wall")
+def wall_fixture() -> Wall:
+    """Before the server of `stage`."""
+    return Wall()
+
+
+@pytest.fixture(scope="module", name="stage")
+async def stage_fixture(cluster: Cluster, wall: Wall) -> AsyncGenerator[WorkflowScene]:
+    """The servers for all tests of the file."""
+    async with world(cluster) as own, workflow_scene(own, behind=wall) as stage:
+        yield stage
+
+
 @pytest.fixture(name="gate")
-def gate_fixture() -> Gate:
+def gate_fixture(wall: Wall) -> Gate:
     """Open, until a test says otherwise."""
-    return Gate()
+    wall.gate = Gate()
+    return wall.gate
 
 
 @pytest.fixture(name="scene")
-async def scene_fixture(world: World, gate: Gate) -> AsyncGenerator[WorkflowScene]:
-    """No worker yet."""
-    async with workflow_scene(world, behind=gate) as scene:
-        yield scene
+async def scene_fixture(stage: WorkflowScene, gate: Gate) -> WorkflowScene:
+    """A tenant of the test's own; no worker yet."""
+    return await with_new_tenant(stage)
 
 
 def _document(number: int, **more: Any) -> dict[str, Any]:
@@ -257,14 +282,14 @@ async def test_a_worker_killed_within_an_import_is_followed_by_one_that_loses_an
 
 
 async def test_an_import_faster_than_the_tenants_rate_goes_on_at_that_rate(world: World) -> None:
-    """Twelve calls of five units each are more than a burst."""
-    async with workflow_scene(world, request_limit_per_minute=240) as scene, worker(scene.settings):
-        ended = await scene.run(data(documents=[_document(n) for n in range(300)]), skill="ingest")
+    """Three calls of five units each are more than a burst, of ten, and what comes back during two of them."""
+    async with workflow_scene(world, request_limit_per_minute=60) as scene, worker(scene.settings):
+        ended = await scene.run(data(documents=[_document(n) for n in range(75)]), skill="ingest")
     _, account = ended.artifacts["import"]
     assert ended.state == "COMPLETED"
     assert any(told.startswith("calling put_documents again") for told in ended.statuses)
     # what is refused for its rate has done nothing: no document was sent twice
-    assert (account["total"], account["created"], account["unchanged"]) == (300, 300, 0)
+    assert (account["total"], account["created"], account["unchanged"]) == (75, 75, 0)
 
 
 async def test_what_cannot_be_an_import_is_refused_at_the_door(scene: WorkflowScene) -> None:

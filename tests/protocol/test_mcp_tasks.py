@@ -26,6 +26,7 @@ from tests.support.agents import Rpc, a2a_server, worker
 from tests.support.gated_model import gated_model
 from tests.support.mcp_scene import McpScene, bad, good, mcp_scene
 from tests.support.processes import fleet_settings, started
+from tests.support.served import served_at
 from tests.support.world import World
 
 pytestmark = pytest.mark.anyio
@@ -216,7 +217,7 @@ async def test_a_wait_has_a_bound_and_an_unfinished_task_has_no_result_yet(scene
 async def test_whoever_is_cut_off_while_waiting_leaves_the_task_running(scene: McpScene) -> None:
     async with (
         gated_model("It shall be ", "unlawful [1].") as model,
-        working(scene, llm_url=model.base_url, llm_model="tiny"),
+        working(scene, **served_at(model.base_url, "tiny")),
     ):
         async with anyio.create_task_group() as group:
             group.start_soon(scene.ask, "delegate_task", {"message": QUESTION, "wait_s": 60})

@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass
 from io import StringIO
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import anyio
 import asyncpg
@@ -28,8 +28,9 @@ from tests.support import tasks
 from tests.support.agents import Rpc, a2a_server, message, worker
 from tests.support.documents import put_raw_document
 from tests.support.openai_server import Fault, serve_openai
+from tests.support.served import served_at
 from tests.support.servers import mcp_server
-from tests.support.world import World
+from tests.support.world import Cluster, World, world
 
 pytestmark = pytest.mark.anyio
 BOUND_S = 15.0
@@ -68,17 +69,35 @@ class Scene:
                 return [event async for event in events]
 
 
+@pytest.fixture(scope="module", name="stage")
+async def stage_fixture(cluster: Cluster) -> AsyncGenerator[Scene]:
+    """The servers for all tests of the file that leave them as they were."""
+    async with world(cluster) as own, _scene(own) as stage:
+        yield stage
+
+
 @pytest.fixture(name="scene")
-async def scene_fixture(world: World) -> AsyncGenerator[Scene]:
-    """No worker yet: a test starts the one it needs."""
-    acme, rival = await world.tenant("acme"), await world.tenant("rival")
+async def scene_fixture(stage: Scene) -> Scene:
+    """Two tenants of the test's own. No worker yet: a test starts the one it needs."""
+    acme, rival = await _tenants(stage.world)
+    return dataclasses.replace(stage, acme=acme, rival=rival)
+
+
+@asynccontextmanager
+async def _scene(world: World) -> AsyncGenerator[Scene]:
+    acme, rival = await _tenants(world)
+    async with mcp_server(world) as mcp, a2a_server(world) as base:
+        settings = dataclasses.replace(world.settings, mcp_public_url=mcp.url, a2a_public_url=base, lease_s=2.0)
+        yield Scene(world=world, base=base, settings=settings, acme=acme, rival=rival)
+
+
+async def _tenants(world: World) -> tuple[Tenant, Tenant]:
+    acme, rival = [await world.tenant(f"{name}-{uuid4()}") for name in ("acme", "rival")]
     async with world.database() as database:
         for tenant, text in ((acme, FRAUD), (rival, PATENTS)):
             async with database.tenant(world.principal(tenant)) as session:
                 await put_raw_document(session, title="Law", text=text, source="law.txt")
-    async with mcp_server(world) as mcp, a2a_server(world) as base:
-        settings = dataclasses.replace(world.settings, mcp_public_url=mcp.url, a2a_public_url=base, lease_s=2.0)
-        yield Scene(world=world, base=base, settings=settings, acme=acme, rival=rival)
+    return acme, rival
 
 
 def _last(events: list[Event], kind: type[Any]) -> Any:
@@ -130,7 +149,7 @@ async def _model(scene: Scene, *pieces: str, faults: tuple[Fault, ...] = ()) -> 
     async with serve_openai() as server:
         server.pieces = pieces
         server.faults.extend(faults)
-        yield dataclasses.replace(scene.settings, llm_url=server.base_url, llm_model="tiny")
+        yield dataclasses.replace(scene.settings, **served_at(server.base_url, "tiny"))
 
 
 async def test_a_models_citation_stands_only_on_words_of_the_document(scene: Scene) -> None:
@@ -202,8 +221,9 @@ async def test_an_answer_that_broke_off_begins_again_under_the_same_artifact(sce
     assert _last(events, Result).text == "".join(pieces)
 
 
-async def test_our_client_goes_on_when_the_database_went_away_in_the_middle_of_its_stream(scene: Scene) -> None:
+async def test_our_client_goes_on_when_the_database_went_away_in_the_middle_of_its_stream(world: World) -> None:
     async with AsyncExitStack() as stack:
+        scene = await stack.enter_async_context(_scene(world))
         admin = await asyncpg.connect(scene.world.superuser_url)
         stack.push_async_callback(admin.close)
         name = await admin.fetchval("select current_database()")
@@ -247,7 +267,7 @@ async def test_a_cancel_stops_the_model_at_once(scene: Scene) -> None:
         server = await stack.enter_async_context(serve_openai())
         server.pieces = ("It ", "is ", "endless")
         server.faults.append(Fault(stall_after=2))
-        settings = dataclasses.replace(scene.settings, llm_url=server.base_url, llm_model="tiny")
+        settings = dataclasses.replace(scene.settings, **served_at(server.base_url, "tiny"))
         await stack.enter_async_context(worker(settings))
         client = await stack.enter_async_context(scene.client())
         task_id, ended = "", None

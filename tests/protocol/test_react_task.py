@@ -21,8 +21,9 @@ from rag.identity.scopes import Scope as Right
 from tests.support.agents import worker
 from tests.support.documents import put_raw_document
 from tests.support.openai_server import OpenAiServer, serve_openai
-from tests.support.workflow_scene import Ended, WorkflowScene, data, text, workflow_scene
-from tests.support.world import World
+from tests.support.served import served_at
+from tests.support.workflow_scene import Ended, WorkflowScene, data, text, with_new_tenant, workflow_scene
+from tests.support.world import Cluster, world
 
 pytestmark = pytest.mark.anyio
 BOUND_S = 30.0
@@ -37,7 +38,7 @@ SEARCH = {"query": "night landings permission"}
 
 
 class Gate:
-    """A layer before the MCP server that counts calls of tools, and keeps back the first of one of them."""
+    """Counts calls of tools, and keeps back the first of one of them."""
 
     def __init__(self) -> None:
         """Nothing is kept back before `hold` names a tool."""
@@ -46,35 +47,62 @@ class Gate:
         self.held = anyio.Event()
         self.release = anyio.Event()
 
+    async def pass_on(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+        """Take a request on its way to `app`."""
+        headers: dict[bytes, bytes] = dict(scope.get("headers", ()))
+        name = headers.get(b"mcp-name", b"").decode()
+        if headers.get(b"mcp-method") == b"tools/call":
+            self.called.append(name)
+            if name == self.hold and not self.held.is_set():
+                self.held.set()
+                await self.release.wait()
+        await app(scope, receive, send)
+
+
+class Wall:
+    """A layer before the MCP server of all tests, in which each of them has a gate of its own."""
+
+    def __init__(self) -> None:
+        """With a gate that nobody watches."""
+        self.gate = Gate()
+
     def __call__(self, app: ASGIApp) -> ASGIApp:
         """Stand before `app`."""
 
         async def gated(scope: Scope, receive: Receive, send: Send) -> None:
-            headers: dict[bytes, bytes] = dict(scope.get("headers", ()))
-            name = headers.get(b"mcp-name", b"").decode()
-            if headers.get(b"mcp-method") == b"tools/call":
-                self.called.append(name)
-                if name == self.hold and not self.held.is_set():
-                    self.held.set()
-                    await self.release.wait()
-            await app(scope, receive, send)
+            await self.gate.pass_on(app, scope, receive, send)
 
         return gated
 
 
+@pytest.fixture(scope="module", name="wall")
+def wall_fixture() -> Wall:
+    """Before the server of `stage`."""
+    return Wall()
+
+
+@pytest.fixture(scope="module", name="stage")
+async def stage_fixture(cluster: Cluster, wall: Wall) -> AsyncGenerator[WorkflowScene]:
+    """The servers for all tests of the file."""
+    async with world(cluster) as own, workflow_scene(own, behind=wall) as stage:
+        yield stage
+
+
 @pytest.fixture(name="gate")
-def gate_fixture() -> Gate:
+def gate_fixture(wall: Wall) -> Gate:
     """Open, until a test says otherwise."""
-    return Gate()
+    wall.gate = Gate()
+    return wall.gate
 
 
 @pytest.fixture(name="scene")
-async def scene_fixture(world: World, gate: Gate) -> AsyncGenerator[WorkflowScene]:
-    """One document; no worker yet."""
-    async with workflow_scene(world, behind=gate) as scene:
-        async with world.database() as database, database.tenant(world.principal(scene.acme)) as session:
-            await put_raw_document(session, title="Airfield", text=RULES, source="airfield.txt")
-        yield scene
+async def scene_fixture(stage: WorkflowScene, gate: Gate) -> WorkflowScene:
+    """A tenant of the test's own with one document; no worker yet."""
+    scene = await with_new_tenant(stage)
+    own = scene.world
+    async with own.database() as database, database.tenant(own.principal(scene.acme)) as session:
+        await put_raw_document(session, title="Airfield", text=RULES, source="airfield.txt")
+    return scene
 
 
 def call(tool: str, **arguments: Any) -> str:
@@ -100,7 +128,7 @@ async def agent(scene: WorkflowScene, reply: Reply) -> AsyncGenerator[OpenAiServ
     """Run a worker whose model says what `reply` returns."""
     async with serve_openai() as server:
         server.reply = lambda body: [reply(body["messages"][-1]["content"])]
-        settings = dataclasses.replace(scene.settings, llm_url=server.base_url, llm_model="tiny")
+        settings = dataclasses.replace(scene.settings, **served_at(server.base_url, "tiny"))
         async with worker(settings):
             yield server
 

@@ -18,8 +18,9 @@ from rag.identity.scopes import Audience
 from rag.settings import Settings
 from tests.support.agents import worker
 from tests.support.openai_server import Fault, OpenAiServer, serve_openai
-from tests.support.workflow_scene import WorkflowScene, data, text, workflow_scene
-from tests.support.world import World
+from tests.support.served import served_at
+from tests.support.workflow_scene import WorkflowScene, data, text, with_new_tenant, workflow_scene
+from tests.support.world import Cluster, world
 
 pytestmark = pytest.mark.anyio
 BOUND_S = 60.0
@@ -33,19 +34,24 @@ SOURCES = (
 QUESTION = "What does the law say about insider trading?"
 
 
-@pytest.fixture(name="scene")
-async def scene_fixture(world: World) -> AsyncGenerator[WorkflowScene]:
-    """Four sections of real law, and their vectors."""
-    async with workflow_scene(world) as scene:
-        for source in SOURCES:
-            content = (SAMPLES / source).read_text(encoding="utf-8")
-            title = content.partition("\n")[0].removeprefix("# ")
-            await scene.tool("put_document", {"source": source, "title": title, "text": content})
-        async with worker(scene.settings):
-            with anyio.fail_after(BOUND_S):
-                while (await scene.tool("list_documents", {"limit": 1}))["embeddings_pending"]:
-                    pass
+@pytest.fixture(scope="module", name="scene")
+async def scene_fixture(cluster: Cluster) -> AsyncGenerator[WorkflowScene]:
+    """Four sections of real law, and their vectors, for all tests of the file: they write none and delete none."""
+    async with world(cluster) as own, workflow_scene(own) as scene:
+        await put_law(scene)
         yield scene
+
+
+async def put_law(scene: WorkflowScene) -> None:
+    """Store the four sections and wait for their vectors."""
+    for source in SOURCES:
+        content = (SAMPLES / source).read_text(encoding="utf-8")
+        title = content.partition("\n")[0].removeprefix("# ")
+        await scene.tool("put_document", {"source": source, "title": title, "text": content})
+    async with worker(scene.settings):
+        with anyio.fail_after(BOUND_S):
+            while (await scene.tool("list_documents", {"limit": 1}))["embeddings_pending"]:
+                pass
 
 
 async def events_of(
@@ -143,6 +149,8 @@ async def test_what_nothing_is_found_on_is_said_so_in_every_section(scene: Workf
 
 async def test_a_document_that_the_caller_may_not_read_at_the_end_is_not_cited(scene: WorkflowScene) -> None:
     """It goes between the search and the check: the model is asked in between, and answers when it is gone."""
+    scene = await with_new_tenant(scene)
+    await put_law(scene)
     gone = (await scene.documents())[SOURCES[0]]["document_id"]
 
     def reply(body: dict[str, Any]) -> list[str]:
@@ -208,7 +216,7 @@ def _writes(body: dict[str, Any]) -> list[str]:
 async def _model(scene: WorkflowScene) -> AsyncGenerator[tuple[OpenAiServer, Settings]]:
     async with serve_openai() as server:
         server.reply = _writes
-        yield server, dataclasses.replace(scene.settings, llm_url=server.base_url, llm_model="tiny")
+        yield server, dataclasses.replace(scene.settings, **served_at(server.base_url, "tiny"))
 
 
 async def test_a_model_plans_and_writes_and_only_what_the_documents_bear_out_is_shown(scene: WorkflowScene) -> None:

@@ -6,10 +6,11 @@ import json
 import os
 import sys
 from collections.abc import AsyncGenerator
-from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import anyio
 import httpx
@@ -19,7 +20,7 @@ from rag.identity.scopes import Audience, Scope
 from rag.tenants.operator import Tenant
 from tests.support.agents import a2a_server, worker
 from tests.support.schedules import make_due, started_for
-from tests.support.world import World
+from tests.support.world import Cluster, World, world
 
 pytestmark = pytest.mark.anyio
 BOUND_S = 30.0
@@ -58,9 +59,22 @@ class Scene:
         return done.returncode, done.stdout.decode(), done.stderr.decode()
 
 
+@pytest.fixture(scope="module", name="stage")
+async def stage_fixture(cluster: Cluster) -> AsyncGenerator[Scene]:
+    """The server for all tests of the file without a worker, which starts whatever is due."""
+    async with world(cluster) as own, _scene(own) as stage:
+        yield stage
+
+
 @pytest.fixture(name="scene")
-async def scene_fixture(world: World) -> AsyncGenerator[Scene]:
-    """No worker: a test starts the one it needs."""
+async def scene_fixture(stage: Scene) -> Scene:
+    """Two tenants of the test's own."""
+    acme, rival = [await stage.world.tenant(f"{name}-{uuid4()}") for name in ("acme", "rival")]
+    return replace(stage, acme=acme, rival=rival)
+
+
+@asynccontextmanager
+async def _scene(world: World) -> AsyncGenerator[Scene]:
     acme, rival = await world.tenant("acme"), await world.tenant("rival")
     async with a2a_server(world) as base, httpx.AsyncClient(timeout=BOUND_S) as http:
         yield Scene(world=world, base=base, acme=acme, rival=rival, http=http)
@@ -82,17 +96,19 @@ async def test_a_schedule_is_made_shown_paused_resumed_run_and_removed(scene: Sc
     assert (await scene.send("GET", "/digest")).status_code == 404
 
 
-async def test_a_worker_starts_what_is_due(scene: Scene) -> None:
-    await scene.send("PUT", "/digest", body={"request": "why?", "cron": "30 7 * * mon-fri", "time_zone": "Europe/Rome"})
-    await make_due(scene.world)
-    async with AsyncExitStack() as stack:
-        for _ in range(2):
-            await stack.enter_async_context(worker(scene.world.settings))
-        with anyio.fail_after(BOUND_S):
-            while not (found := await started_for(scene.world)):
-                pass  # each look is a connection of its own
-    assert list(found.values()) == [1]
-    shown = (await scene.send("GET", "/digest")).json()
+async def test_a_worker_starts_what_is_due(world: World) -> None:
+    order = {"request": "why?", "cron": "30 7 * * mon-fri", "time_zone": "Europe/Rome"}
+    async with _scene(world) as scene:
+        await scene.send("PUT", "/digest", body=order)
+        await make_due(world)
+        async with AsyncExitStack() as stack:
+            for _ in range(2):
+                await stack.enter_async_context(worker(world.settings))
+            with anyio.fail_after(BOUND_S):
+                while not (found := await started_for(world)):
+                    pass  # each look is a connection of its own
+        assert list(found.values()) == [1]
+        shown = (await scene.send("GET", "/digest")).json()
     assert (shown["fired"], shown["state"]) == (1, "active")
 
 

@@ -86,15 +86,25 @@ async def serving(
         try:
             yield
         finally:
-            server.should_exit = True
+            server.end()
 
 
 class _Server(uvicorn.Server):
-    """Says when it serves, and leaves the process's signals alone."""
+    """Says when it serves, ends when it is told and not at its next tick, and leaves the process's signals alone."""
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
         self.ready = anyio.Event()
+        self._ticking = anyio.CancelScope()
+
+    def end(self) -> None:
+        """Begin the shutdown."""
+        self.should_exit = True
+        self._ticking.cancel()
+
+    async def main_loop(self) -> None:
+        with self._ticking:
+            await super().main_loop()
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         await self._serve(sockets)

@@ -26,7 +26,7 @@ from tests.support.agents import Rpc, a2a_server
 from tests.support.servers import mcp_server
 from tests.support.world import World
 
-__all__ = ["Ended", "WorkflowScene", "data", "file", "text", "workflow_scene"]
+__all__ = ["Ended", "WorkflowScene", "data", "file", "text", "with_new_tenant", "workflow_scene"]
 
 BOUND_S = 60.0
 STOPPED = frozenset({"COMPLETED", "FAILED", "CANCELED", "REJECTED", "INPUT_REQUIRED", "AUTH_REQUIRED"})
@@ -44,6 +44,8 @@ class Ended:
     """All of them, in order."""
     artifacts: Mapping[str, tuple[str, dict[str, Any]]]
     """(text, data) of each."""
+    usage: Mapping[str, Any]
+    """What its last step says that it has used."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,12 +79,14 @@ class WorkflowScene:
         """Return the task, as `send` returned it, once it has ended or waits again."""
         seen = int(task["metadata"][RESUME_EXTENSION]["seq"])
         statuses: list[str] = []
+        usage: dict[str, Any] = {}
         state = ""
         with anyio.fail_after(BOUND_S):
             async with self.rpc.stream("SubscribeToTask", {"id": task["id"]}, last_event_id="0") as events:
                 async for event in events:
                     status = event.result.get("statusUpdate", {}).get("status", {})
                     statuses += [part["text"] for part in status.get("message", {}).get("parts", ())]
+                    usage = event.result.get("statusUpdate", {}).get("metadata", {}).get("usage", usage)
                     state = status.get("state", "").removeprefix("TASK_STATE_")
                     if state in STOPPED and (event.id or 0) > seen:
                         break
@@ -91,6 +95,7 @@ class WorkflowScene:
             state=state,
             told=statuses[-1] if statuses else "",
             statuses=tuple(statuses),
+            usage=usage,
             artifacts={one["artifactId"]: _halves(one["parts"]) for one in found.get("artifacts", ())},
         )
 
@@ -134,6 +139,13 @@ async def workflow_scene(
         settings = dataclasses.replace(world.settings, mcp_public_url=mcp.url, a2a_public_url=base, lease_s=2.0)
         rpc = Rpc(base=base, token=world.token(acme, audience=Audience.A2A), http=http)
         yield WorkflowScene(world=world, settings=settings, acme=acme, rpc=rpc)
+
+
+async def with_new_tenant(stage: WorkflowScene) -> WorkflowScene:
+    """Return the same servers for the caller of a new tenant: what other tests leave behind is as good as not there."""
+    acme = await stage.world.tenant(f"acme-{uuid4()}")
+    token = stage.world.token(acme, audience=Audience.A2A)
+    return dataclasses.replace(stage, acme=acme, rpc=dataclasses.replace(stage.rpc, token=token))
 
 
 def text(words: str) -> dict[str, Any]:

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import os
 import secrets
+import shutil
 import time
 from collections.abc import AsyncGenerator, Generator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
 from uuid import UUID
 
 import anyio
@@ -34,8 +37,17 @@ from rag.tenants.operator import Operator, Tenant
 from sql import bootstrap_script, migrations
 
 ALL_SCOPES = frozenset({Scope.CORPUS_READ, Scope.CORPUS_WRITE, Scope.TASKS_RUN, Scope.USAGE_READ})
-TEST_SERVER_SETTINGS = {"fsync": "off", "synchronous_commit": "on", "full_page_writes": "off"}
+TEST_SERVER_SETTINGS = {
+    "fsync": "off",
+    "synchronous_commit": "on",
+    "full_page_writes": "off",
+    "max_wal_size": "256MB",
+}
 """Durability against power loss is the one thing that tests do not need of a real server."""
+HOME = Path(__file__).parents[2]
+MEMORY = Path("/dev/shm")  # noqa: S108  # a file system of Linux in memory; the name below it has our user id in it
+ROOM_BYTES = 4 * 2**30
+"""Ten times what the server has been seen to take."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,6 +131,22 @@ def cluster_passwords(shared: Cluster) -> dict[str, str]:
     return _passwords(shared.settings.data_dir / "database-passwords.json")
 
 
+def cluster_root() -> Path:
+    """Return where the shared server lies: in memory where there is room, and else below this checkout.
+
+    A test's database is 700 files, made and deleted again: on a disk that is most of the time of most tests.
+    """
+    if not os.access(MEMORY, os.W_OK) or shutil.disk_usage(MEMORY).free < ROOM_BYTES:
+        return HOME / ".cache" / "test-cluster"
+    return memory_root()
+
+
+def memory_root() -> Path:
+    """Return where the server of this checkout and user lies if it lies in memory."""
+    checkout = hashlib.sha256(os.fsencode(HOME)).hexdigest()[:12]
+    return MEMORY / f"bulkhead-tests-{os.getuid()}-{checkout}"
+
+
 @contextmanager
 def cluster(root: Path) -> Generator[Cluster]:
     """Start or join the shared server under `root` and make the template of today's schema."""
@@ -149,16 +177,27 @@ async def _make_template(server: EmbeddedPostgres, settings: Settings, name: str
             await prepare_database(settings)
             # a marker that can only exist once the template is whole
             await guard.execute(f'create database "{name}_ready"')
-        await _drop_old(guard)
+        await _drop_old(guard, keep=name)
     finally:
         await guard.close()
 
 
-async def _drop_old(connection: asyncpg.Connection) -> None:
-    """Remove what an earlier, killed run left behind: test databases carry the second they were made in."""
+async def _drop_old(connection: asyncpg.Connection, *, keep: str) -> None:
+    """Remove what an earlier, killed run left behind: test databases carry the second they were made in.
+
+    And the templates of schemas before this one, since each database has autovacuum start processes. Only those of
+    days before: whoever tests another checkout in this folder at this moment is using his. A marker goes first.
+    """
     for row in await connection.fetch("select datname from pg_database where datname ~ '^test_[0-9]+_'"):
         if int(row["datname"].split("_")[1]) < time.time() - 3600:
             await connection.execute(f'drop database if exists "{row["datname"]}" with (force)')
+    old = (
+        "select datname from pg_database where datname ~ '^template_[0-9a-f]{16}' and not starts_with(datname, $1) and "
+        "(pg_stat_file(format('base/%s/PG_VERSION', oid), true)).modification < now() - interval '1 day' "
+        "order by datname desc"
+    )
+    for row in await connection.fetch(old, keep):
+        await connection.execute(f'drop database if exists "{row["datname"]}" with (force)')
 
 
 @asynccontextmanager
@@ -167,7 +206,7 @@ async def world(cluster: Cluster) -> AsyncGenerator[World]:
     name = f"test_{int(time.time())}_{secrets.token_hex(6)}"
     try:
         await _administer(cluster, f'create database "{name}" template "{cluster.template}" strategy wal_log')
-        superuser_url = await ensure_database(cluster.server.superuser_url, name)
+        superuser_url = urlunsplit(urlsplit(cluster.server.superuser_url)._replace(path=f"/{name}"))
         # privileges on a database itself are not cloned
         own = await asyncpg.connect(superuser_url)
         await own.execute(bootstrap_script("database"))
