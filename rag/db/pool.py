@@ -221,8 +221,9 @@ class Database:
         try:
             yield cast("asyncpg.Connection", connection)
         finally:
-            # a connection that cannot be reset is closed by the driver; what was committed on it stands
-            with suppress(BulkheadError), translated():
+            # A connection that cannot be reset is closed by the driver; what was committed on it stands. Cancelled, the
+            # driver would go on with it alone, and what it then raised would reach nobody but the loop.
+            with suppress(BulkheadError), translated(), anyio.CancelScope(shield=True):
                 await self.pool.release(connection, timeout=RELEASE_TIMEOUT_S)
 
 

@@ -184,6 +184,8 @@ async def test_fail_open_when_the_ledger_is_cut_off_no_call_is_let_in(scene: Led
                     tasks.start_soon(start)
                     waiting: asyncpg.Record | None = None
                     while waiting is None:
+                        # within a transaction, the server would tell the same again
+                        await locker.execute("select pg_stat_clear_snapshot()")
                         waiting = await locker.fetchrow(
                             "select pg_terminate_backend(pid, 5000) from pg_stat_activity "
                             "where wait_event_type = 'Lock' and query like '%start_charge%' "
