@@ -189,6 +189,7 @@ def _process(container: Container, ports: dict[str, int], log: Path, *, a2a_grpc
         redis_url=None,
         otlp_endpoint=None,
         llm_url=None,
+        llm_prices=None,
         mcp_port=ports["mcp-server"],
         a2a_port=ports["a2a-server"],
         a2a_grpc_port=a2a_grpc_port if container.settings.a2a_grpc_port else None,
